@@ -1,0 +1,446 @@
+"""The way of a chunk: from the backlog through the semaphore, the rate limit and the retries to its verdicts.
+
+Rules:
+
+1. A chunk is sent by a task that belongs to this module. A caller's cancel never reaches it.
+2. From the instant in which an operation leaves the backlog it is in a *flight*; it leaves the flight only with a
+   verdict, or back to the head of the backlog. A task that ends in any way lands its flight.
+3. Every call holds one slot of the semaphore. A flight that waits to be repeated holds none, so that it keeps back
+   nobody but its own persons.
+4. A ``Retry-After`` and a refusal of the credentials pause all senders; one flight at a time probes.
+5. A chunk that keeps failing while others get through is split until the culprit is alone. The number of attempts is
+   bounded by ``RetryOptions``, except while draining: then the deadline is the bound.
+6. Every call passes ``_gate``.
+
+Must not know: the queue, signals, HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Protocol
+
+import attrs
+from aiolimiter import AsyncLimiter
+
+from cio_batch.chunks import Backlog, Chunk
+from cio_batch.operations import Operation
+from cio_batch.retries import delay
+from cio_batch.settings import RetryOptions
+from cio_batch.stats import Counters
+from cio_batch.transports.base import Call, Transport
+from cio_batch.verdicts import Judgement, Next, Rejection, Verdict
+
+_logger = logging.getLogger(__name__)
+
+# A chunk is suspected after this many failures in a row during which others got through, and a part of a suspected
+# chunk after fewer. Two and not one, because at a fault rate of p a part is split further with p**2: below a rate of
+# 70 % the parts die out, and a bad hour of the service does not tear every chunk to pieces.
+_SUSPECT_AFTER: Final = 3
+_SUSPECT_AGAIN_AFTER: Final = 2
+# How many culprits a bisection may look for in one chunk before it is taken for a fault of the wire and paused.
+_CULPRITS_BEFORE_PAUSE: Final = 8
+# How many chunks per slot may be out. The rest stays in the backlog, where an outage lets them grow fuller instead of
+# more numerous.
+_FLIGHTS_PER_SLOT: Final = 4
+_SHORTEST_DRAIN_DELAY: Final = 0.1
+
+
+class Settle(Protocol):
+    """Takes operations that got their verdict."""
+
+    def __call__(
+        self,
+        operations: Sequence[Operation],
+        verdict: Verdict,
+        *,
+        rejections: Sequence[Rejection] | None = None,
+        reason: str = "",
+        status: int = 0,
+        attempts: int = 0,
+    ) -> None:
+        """Take them; ``rejections`` goes with ``REJECTED``, one for each."""
+        ...
+
+
+@attrs.define(eq=False)
+class _Segment:
+    """A part of a chunk that is sent in one call."""
+
+    operations: list[Operation]
+    suspect: bool = False
+    sent: int = 0  # calls that held it, or the segment that it was split from
+    attempts: int = 0  # the last of them in a row that decided nothing
+    failing_since: float = 0.0  # loop time of the first of them
+    successes_then: int = 0  # calls that had got through by then
+
+
+@attrs.define(eq=False)
+class Flight:
+    """A chunk that is out.
+
+    Attributes:
+        chunk: What was taken from the backlog.
+        segments: What is undecided of it, in order; the first is the one being sent.
+        holds_slot: Whether it holds a slot of the semaphore.
+        bisections: Calls spent on bisecting refusals since the last pause for it.
+    """
+
+    chunk: Chunk
+    segments: deque[_Segment]
+    holds_slot: bool = True
+    bisections: int = 0
+
+    def __len__(self) -> int:
+        return sum(len(segment.operations) for segment in self.segments)
+
+    def __iter__(self) -> Iterator[Operation]:
+        for segment in self.segments:
+            yield from segment.operations
+
+
+class Delivery:
+    """Sends chunks until told to stop.
+
+    Args:
+        transport: What sends a chunk.
+        backlog: Where the chunks come from.
+        concurrency: Slots of the semaphore.
+        rate_limit: Calls per second, ``None`` for no limit.
+        retry: Waits and number of repeats.
+        counters: Where calls and retries are counted.
+        settle: Takes operations with their verdict.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        backlog: Backlog,
+        concurrency: int,
+        rate_limit: float | None,
+        retry: RetryOptions,
+        counters: Counters,
+        settle: Settle,
+    ) -> None:
+        self.backlog = backlog
+        self._transport = transport
+        self._concurrency = concurrency
+        self._rate_limit = rate_limit
+        self._retry = retry
+        self._counters = counters
+        self._settle = settle
+        self._flights: dict[asyncio.Task[None], Flight] = {}
+        self._stopping = False
+        self._deadline = math.inf
+        self._resume_at = 0.0  # loop time
+        self._retry_after_until = 0.0  # likewise; set by the service
+        self._paused: str | None = None  # why only probes are sent
+        self._probes = 0  # in a row that were refused
+        self._successes = 0
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make what belongs to a loop. Flights of a loop that is gone return to the backlog."""
+        for flight in self._flights.values():
+            self.backlog.restore(flight.chunk, flight)
+        self._flights.clear()
+        self._loop = loop
+        self._slots = asyncio.BoundedSemaphore(self._concurrency)
+        # max_rate 1 in 1/rate seconds is a strict interval: bursts are smoothed, not allowed once a second.
+        self._limiter = None if self._rate_limit is None else AsyncLimiter(1, 1 / self._rate_limit)
+        self._work = asyncio.Event()
+        self._work.set()
+        self._draining = asyncio.Event()
+        self._probe = asyncio.Lock()
+        self._stopping = False
+        self._resume_at = self._retry_after_until = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        """Operations that are out."""
+        return sum(map(len, self._flights.values()))
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Their encoded bytes."""
+        return sum(len(operation[0]) for flight in self._flights.values() for operation in flight)
+
+    @property
+    def paused(self) -> str | None:
+        """Why nothing but probes is sent, or ``None``."""
+        return self._paused
+
+    def undecided(self) -> Iterator[Operation]:
+        """Every operation that is out."""
+        for flight in self._flights.values():
+            yield from flight
+
+    def add(self, operations: Iterable[Operation], nbytes: int, *, due: bool) -> None:
+        """Take operations over; with ``due`` everything that waits goes out without waiting for fuller chunks."""
+        self.backlog.add(operations, nbytes)
+        if due:
+            self.backlog.expire()
+        self._work.set()
+
+    async def dispatch(self) -> None:
+        """Launch chunks as slots become free, for ever.
+
+        Cancellation: Nothing is taken from the backlog without being launched.
+        """
+        most = self._concurrency * _FLIGHTS_PER_SLOT
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self.backlog.ready() and len(self._flights) < most:
+                await self._slots.acquire()
+                chunk = self.backlog.take()
+                if chunk is None:
+                    self._slots.release()
+                    break
+                self._launch(chunk)
+
+    def drain(self, deadline: float) -> None:
+        """Stop waiting for anything but a ``Retry-After``; ``deadline`` is in loop time."""
+        self._deadline = min(self._deadline, deadline)
+        self._draining.set()
+        self._resume_at = 0.0
+        self.backlog.expire()
+        self._work.set()
+
+    async def stop(self, grace: float) -> None:
+        """Abandon what is still out; its operations stay undecided in their flights.
+
+        Args:
+            grace: Seconds that the tasks get to end after their cancel.
+        """
+        self._stopping = True
+        tasks = list(self._flights)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace)
+
+    def abandon(self) -> list[Operation]:
+        """Give up everything that is left: remove and return it, those in flight first."""
+        left = list(self.undecided())
+        self._flights.clear()
+        while (operation := self.backlog.drop_oldest()) is not None:
+            left.append(operation)
+        return left
+
+    # ------------------------------------------------------------------------------------------------- inside
+
+    def _launch(self, chunk: Chunk) -> None:
+        flight = Flight(chunk, deque([_Segment(chunk.operations)]))
+        task = self._loop.create_task(self._deliver(flight), name="cio_batch delivery")
+        self._flights[task] = flight  # before anything of it runs
+        task.add_done_callback(self._land)
+
+    def _land(self, task: asyncio.Task[None]) -> None:
+        """The task of a flight ended: delivered, broken or cancelled by whomever."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.error("a delivery task broke; its operations will be sent again", exc_info=error)
+        flight = self._flights.get(task)
+        if flight is None:
+            return
+        if flight.holds_slot:
+            self._give_slot(flight)
+        if self._stopping and flight.segments:
+            return  # they are counted as left
+        del self._flights[task]
+        if flight.segments:
+            self.backlog.restore(flight.chunk, flight)
+        else:
+            self.backlog.release(flight.chunk)
+        self._work.set()
+
+    def _give_slot(self, flight: Flight) -> None:
+        flight.holds_slot = False
+        self._slots.release()
+
+    async def _deliver(self, flight: Flight) -> None:
+        while flight.segments:
+            segment = flight.segments[0]
+            judgement = await self._attempt(flight, segment)
+            self._apply(flight, segment, judgement)
+            if not segment.operations:
+                flight.segments.popleft()
+            elif judgement.next is Next.SPLIT and len(segment.operations) > 1:
+                await self._bisect(flight, segment, judgement)
+            elif judgement.next is not Next.PAUSE:
+                await self._fail(flight, segment, judgement)
+            # After PAUSE the next attempt waits by itself, as a probe.
+
+    async def _attempt(self, flight: Flight, segment: _Segment) -> Judgement:
+        """Send a segment once. All of it happens within a slot."""
+        if not flight.holds_slot:
+            await self._slots.acquire()
+            flight.holds_slot = True
+        try:
+            if self._paused is None:
+                judgement = await self._send(segment)
+            else:
+                async with self._probe:
+                    judgement = await self._send(segment)
+        finally:
+            self._give_slot(flight)
+        return judgement
+
+    async def _send(self, segment: _Segment) -> Judgement:
+        if segment.sent:
+            self._counters.retries += 1
+        call = Call(segment.sent, self._gate)
+        segment.sent += 1
+        try:
+            judgement = await self._transport.send(segment.operations, call)
+        except Exception as error:  # noqa: BLE001 - a fault of a transport must not lose its operations
+            _logger.error("the transport raised %s; the chunk will be sent again", type(error).__name__)
+            judgement = Judgement(0, next=Next.RETRY, reason=f"the transport raised {type(error).__name__}")
+        self._take_note(judgement, segment.attempts)
+        return judgement
+
+    async def _gate(self) -> None:
+        """Wait for a pause to end and for the rate limit, and count the call."""
+        while (seconds := max(self._resume_at, self._retry_after_until) - self._loop.time()) > 0:
+            await self._sleep(seconds)
+        if self._limiter is not None:
+            await self._limiter.acquire()
+        self._counters.calls += 1
+
+    def _take_note(self, judgement: Judgement, attempts: int) -> None:
+        """Draw from an answer what concerns all senders."""
+        if judgement.reason:
+            self._counters.last_error = judgement.reason
+        if judgement.next is Next.PAUSE:
+            if self._paused is None:
+                self._paused = judgement.reason
+                _logger.error(
+                    "Customer.io refuses the credentials (%s): nothing is sent until a probe gets through; "
+                    "check CUSTOMERIO_SITE_ID, CUSTOMERIO_TRACK_API_KEY and CUSTOMERIO_REGION",
+                    judgement.reason,
+                )
+            self._hold_all(self._wait_for(self._probes, judgement), asked=bool(judgement.retry_after))
+            self._probes += 1
+            return
+        if judgement.status and self._paused is not None:
+            _logger.warning("Customer.io takes calls again")
+            self._paused, self._probes = None, 0
+        if judgement.next is Next.RETRY:
+            if judgement.retry_after:
+                self._hold_all(self._wait_for(attempts, judgement), asked=True)
+        else:
+            self._successes += 1
+
+    def _hold_all(self, seconds: float, *, asked: bool) -> None:
+        """Pause all senders; a pause that the service asked for is not shortened by a drain."""
+        now = self._loop.time()
+        if asked:
+            self._retry_after_until = max(self._retry_after_until, now + seconds)
+        else:
+            self._resume_at = max(self._resume_at, now + self._affordable(seconds))
+
+    def _affordable(self, seconds: float) -> float:
+        """Shorten a wait in a drain, so that there is always time for one more attempt."""
+        if not self._draining.is_set():
+            return seconds
+        remaining = self._deadline - self._loop.time()
+        return min(seconds, max(remaining / 2, _SHORTEST_DRAIN_DELAY))
+
+    def _wait_for(self, attempt: int, judgement: Judgement) -> float:
+        return delay(self._retry, attempt, judgement.retry_after, random.random())
+
+    def _apply(self, flight: Flight, segment: _Segment, judgement: Judgement) -> None:
+        """Settle what an answer decided."""
+        operations, rejected = segment.operations, judgement.rejected
+        attempts = segment.attempts + 1
+        if judgement.decided == 0 and not rejected:
+            return
+        segment.attempts = 0  # something was decided, so this is not one and the same failure any more
+        if not rejected and judgement.decided == len(operations):
+            segment.operations = []
+            self._settle(operations, Verdict.DELIVERED, status=judgement.status, attempts=attempts)
+            return
+        decided = operations[: judgement.decided]
+        delivered = [operation for index, operation in enumerate(decided) if index not in rejected]
+        refused = [index for index in sorted(rejected) if index < len(operations)]
+        undecided = [
+            operation
+            for index, operation in enumerate(operations[judgement.decided :], judgement.decided)
+            if index not in rejected
+        ]
+        # An operation leaves the segment in the very step that counts it: a hook may look at the stats in between.
+        if delivered:
+            segment.operations = [operations[index] for index in refused] + undecided
+            self._settle(delivered, Verdict.DELIVERED, status=judgement.status, attempts=attempts)
+        segment.operations = undecided
+        if refused:
+            self._settle(
+                [operations[index] for index in refused],
+                Verdict.REJECTED,
+                rejections=[rejected[index] for index in refused],
+                status=judgement.status,
+                attempts=attempts,
+            )
+
+    async def _bisect(self, flight: Flight, segment: _Segment, judgement: Judgement) -> None:
+        """Send what the service refused as a whole in halves, in order."""
+        flight.bisections += 1
+        self._split(flight, segment)
+        size = len(flight.chunk.operations)
+        if flight.bisections > 2 * _CULPRITS_BEFORE_PAUSE * max(1, math.ceil(math.log2(size))):
+            flight.bisections = 0
+            _logger.error(
+                "the service refuses call after call (%s): pausing, since this looks like more than single bad "
+                "operations",
+                judgement.reason,
+            )
+            self._hold_all(self._retry.max_delay, asked=False)
+
+    def _split(self, flight: Flight, segment: _Segment, *, suspect: bool = False) -> None:
+        flight.segments.popleft()
+        middle = (len(segment.operations) + 1) // 2
+        halves = segment.operations[:middle], segment.operations[middle:]
+        flight.segments.extendleft(_Segment(half, suspect, sent=segment.sent) for half in reversed(halves) if half)
+
+    async def _fail(self, flight: Flight, segment: _Segment, judgement: Judgement) -> None:
+        """Decide what follows an attempt that decided nothing: split, give up, or wait for the next one."""
+        now = self._loop.time()
+        if segment.attempts == 0:
+            segment.failing_since, segment.successes_then = now, self._successes
+        segment.attempts += 1
+        others_get_through = judgement.blames and self._successes > segment.successes_then
+        threshold = _SUSPECT_AGAIN_AFTER if segment.suspect else _SUSPECT_AFTER
+        exhausted = not self._draining.is_set() and (
+            segment.attempts > self._retry.max_retries
+            or (self._retry.max_elapsed is not None and now - segment.failing_since >= self._retry.max_elapsed)
+        )
+        if others_get_through and len(segment.operations) > 1 and (exhausted or segment.attempts >= threshold):
+            self._split(flight, segment, suspect=True)
+            return
+        if exhausted:
+            flight.segments.popleft()
+            operations, segment.operations = segment.operations, []
+            self._settle(
+                operations,
+                Verdict.FAILED,
+                reason=judgement.reason,
+                status=judgement.status,
+                attempts=segment.attempts,
+            )
+            return
+        await self._sleep(self._affordable(self._wait_for(segment.attempts - 1, judgement)))
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait; the beginning of a drain ends the wait."""
+        if self._draining.is_set():
+            await asyncio.sleep(seconds)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._draining.wait()

@@ -1,0 +1,139 @@
+"""What the user's hooks get, and how they are called so that they never hurt the tracker.
+
+Rules:
+
+1. A hook that raises is logged, by the type of its error alone: its text may hold content.
+2. An asynchronous ``on_settled`` runs in a task of its own, held until it ends.
+3. ``before_enqueue`` runs before encoding, in the caller; if it raises, the operation is dropped and counted, because
+   a redaction that failed must not let the data out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias, cast
+
+import attrs
+import orjson
+
+from cio_batch.operations import Draft, Operation
+from cio_batch.verdicts import Rejection, Verdict
+
+_logger = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class SettledOperation:
+    """An operation that got its verdict.
+
+    Attributes:
+        verdict: What became of it.
+        kind: ``"type.action"``, for example ``"person.event"``.
+        body: Its final JSON bytes.
+        reason: Why it was not delivered: the service's word, ``"status 503"``, ``"deadline"``, ``"overflow"``.
+        field: The field that the service named, or ``""``.
+        message: The service's explanation; it may quote content.
+        status: The HTTP status behind the verdict, 0 for none.
+        attempts: How many calls in a row it was part of at the end.
+    """
+
+    verdict: Verdict
+    kind: str
+    body: bytes = attrs.field(repr=False)
+    reason: str = ""
+    field: str = ""
+    message: str = attrs.field(default="", repr=False)
+    status: int = 0
+    attempts: int = 0
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The operation as parsed JSON."""
+        parsed: dict[str, Any] = orjson.loads(self.body)
+        return parsed
+
+    @property
+    def id(self) -> str | None:
+        """Its ULID, if its kind has one."""
+        found = self.payload.get("id")
+        return found if isinstance(found, str) else None
+
+
+@attrs.frozen
+class SettledChunk:
+    """Operations of one call that got their verdicts together."""
+
+    operations: tuple[SettledOperation, ...]
+
+
+OnSettled: TypeAlias = Callable[[SettledChunk], Awaitable[None] | None]
+BeforeEnqueue: TypeAlias = Callable[[Draft], Draft | None]
+
+
+class SettledHook:
+    """Calls ``on_settled``."""
+
+    def __init__(self, hook: OnSettled) -> None:
+        self._hook = hook
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def call(
+        self,
+        operations: Sequence[Operation],
+        verdict: Verdict,
+        rejections: Sequence[Rejection] | None,
+        reason: str,
+        status: int,
+        attempts: int,
+    ) -> None:
+        """Tell the hook; must run in the loop of the tracker."""
+        why = rejections or [Rejection(reason, status=status)] * len(operations)
+        settled = tuple(
+            SettledOperation(
+                verdict, kind, body, rejection.reason, rejection.field, rejection.message, rejection.status, attempts
+            )
+            for (body, _, kind), rejection in zip(operations, why, strict=True)
+        )
+        try:
+            result = self._hook(SettledChunk(settled))
+        except Exception as error:  # noqa: BLE001 - Rule 1
+            _logger.error("on_settled raised %s", type(error).__name__)
+            return
+        if inspect.isawaitable(result):
+            task = asyncio.ensure_future(_finish(result))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def wait(self, timeout: float) -> None:
+        """Let running hooks finish for at most ``timeout`` seconds, then cancel them."""
+        if not self._tasks:
+            return
+        _, running = await asyncio.wait(list(self._tasks), timeout=max(0.0, timeout))
+        for task in running:
+            task.cancel()
+        if running:
+            _logger.warning("%d on_settled hooks were cancelled at the deadline", len(running))
+            await asyncio.wait(running, timeout=0.1)
+
+
+async def _finish(result: Awaitable[None]) -> None:
+    try:
+        await result
+    except Exception as error:  # noqa: BLE001 - Rule 1
+        _logger.error("on_settled raised %s", type(error).__name__)
+
+
+def redact(hook: BeforeEnqueue, draft: Draft) -> tuple[Draft | None, str]:
+    """Let ``before_enqueue`` change a draft; return it, or ``None`` and why it is dropped."""
+    try:
+        changed = cast("Any", hook(draft))  # a user's hook returns what it likes
+    except Exception as error:  # noqa: BLE001 - Rule 1
+        _logger.error("before_enqueue raised %s; the operation is dropped", type(error).__name__)
+        return None, "before_enqueue raised"
+    if changed is None or isinstance(changed, Draft):
+        return changed, "before_enqueue"
+    _logger.error("before_enqueue returned %s instead of a Draft; the operation is dropped", type(changed).__name__)
+    return None, "before_enqueue returned no draft"

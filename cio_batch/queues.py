@@ -1,0 +1,216 @@
+"""The bounded queue between ``enqueue`` and the flush task: an ``asyncio.Queue`` made for bulk.
+
+Rules:
+
+1. The bounds hold for everything that is accepted and not settled: queued, waiting for a call, and in flight; by
+   count and by bytes.
+2. Who waits for room gets it first come, first served, and nobody overtakes those who wait.
+3. An operation enters the queue at the moment in which it is accepted, so the queue's order is the order of
+   acceptance, also among those who waited.
+4. One call hands over everything (``take_all``), because ``get`` for each event would cost more than all the rest.
+
+Must not know: what an operation says, HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import attrs
+
+from cio_batch.operations import Operation
+
+_logger = logging.getLogger(__name__)
+
+_WARN_SHARE = 0.8
+_CALM_SHARE = 0.6  # the warning comes again only after the queue has been below this
+
+
+@attrs.frozen(eq=False)
+class _Waiter:
+    operation: Operation
+    size: int
+    room: asyncio.Future[None]
+
+
+class OperationQueue(asyncio.Queue[Operation]):
+    """Accepted operations, in order.
+
+    Args:
+        max_operations: Bound for operations that are accepted and not settled.
+        max_bytes: Bound for their encoded bytes.
+        batch_operations: From this many on, a batch is ready.
+        batch_bytes: From this many encoded bytes on, likewise.
+        on_first: Called when an operation enters the empty queue.
+        on_batch: Called when a batch is ready, at most once until ``take_all``.
+
+    Attributes:
+        accepted: How many operations were ever accepted.
+        held: How many of them are not settled.
+        held_bytes: Their encoded bytes.
+        batch_ready: Whether the flush task has a batch to fetch.
+    """
+
+    _queue: deque[Operation]
+
+    def __init__(
+        self,
+        *,
+        max_operations: int,
+        max_bytes: int,
+        batch_operations: int,
+        batch_bytes: int,
+        on_first: Callable[[], None],
+        on_batch: Callable[[], None],
+    ) -> None:
+        super().__init__(max_operations)
+        self._max_operations = max_operations
+        self._max_bytes = max_bytes
+        self._batch_operations = batch_operations
+        self._batch_bytes = batch_bytes
+        self._on_first = on_first
+        self._on_batch = on_batch
+        self._waiting: deque[_Waiter] = deque()
+        self._nbytes = 0
+        self.accepted = 0
+        self.held = 0
+        self.held_bytes = 0
+        self.batch_ready = False
+        # What the fast path compares with. Set to the warning level until the warning was given, then to the
+        # bounds, so that the warning costs the fast path nothing.
+        self._soft_operations = self._warn_operations = int(max_operations * _WARN_SHARE)
+        self._soft_bytes = self._warn_bytes = int(max_bytes * _WARN_SHARE)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Encoded bytes of what is in the queue itself."""
+        return self._nbytes
+
+    def queued(self) -> Iterator[Operation]:
+        """What is in the queue itself, in order."""
+        return iter(self._queue)
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for room."""
+        return sum(not waiter.room.done() for waiter in self._waiting)
+
+    def full(self) -> bool:
+        """Whether the next operation would have to wait."""
+        return bool(self._waiting) or self.held >= self._max_operations or self.held_bytes >= self._max_bytes
+
+    def offer(self, operation: Operation) -> bool:
+        """Accept an operation if there is room and nobody waits; say whether it was accepted."""
+        size = len(operation[0])
+        if (
+            self._waiting or self.held >= self._soft_operations or self.held_bytes + size > self._soft_bytes
+        ) and not self._has_room(size):
+            return False
+        self._enter(operation, size)
+        return True
+
+    def put_nowait(self, item: Operation) -> None:
+        """Accept an operation, or raise ``asyncio.QueueFull``."""
+        if not self.offer(item):
+            raise asyncio.QueueFull
+
+    async def put(self, item: Operation) -> None:
+        """Accept an operation, after waiting for room if need be.
+
+        Cancellation: While it waits, the operation is not accepted. If room came in the same instant, it is.
+        """
+        if not self.offer(item):
+            await self.wait_for_room(item)
+
+    def wait_for_room(self, operation: Operation) -> asyncio.Future[None]:
+        """Take a place among those who wait; the future is done once the operation is accepted.
+
+        A cancelled future gives its place up.
+        """
+        room = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiter(operation, len(operation[0]), room))
+        return room
+
+    def turn_away(self, error: Exception) -> None:
+        """Refuse everyone who waits for room."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.room.done():
+                waiter.room.set_exception(error)
+
+    async def get(self) -> Operation:
+        """Refuse: nobody would wake the caller, because only whole batches are announced (see Rule 4)."""
+        msg = "take_all() is the way out of this queue; get() would never be woken"
+        raise NotImplementedError(msg)
+
+    def take_all(self) -> tuple[deque[Operation], int]:
+        """Hand over everything in the queue, in order, with its encoded bytes."""
+        taken, nbytes = self._queue, self._nbytes
+        self._queue, self._nbytes = deque(), 0
+        self.batch_ready = False
+        return taken, nbytes
+
+    def release(self, count: int, nbytes: int) -> None:
+        """Operations were settled: give their room to those who wait for it."""
+        self.held -= count
+        self.held_bytes -= nbytes
+        if self.held < self._max_operations * _CALM_SHARE and self.held_bytes < self._max_bytes * _CALM_SHARE:
+            self._soft_operations, self._soft_bytes = self._warn_operations, self._warn_bytes
+        while self._waiting:
+            waiter = self._waiting[0]
+            if not waiter.room.done():
+                if not self._fits(waiter.size):
+                    return
+                self._enter(waiter.operation, waiter.size)
+                waiter.room.set_result(None)
+            self._waiting.popleft()
+
+    def _init(self, maxsize: int) -> None:
+        self._queue = deque()
+
+    def _put(self, item: Operation) -> None:
+        self._queue.append(item)
+
+    def _get(self) -> Operation:
+        operation = self._queue.popleft()
+        self._nbytes -= len(operation[0])
+        return operation
+
+    def _fits(self, size: int) -> bool:
+        return self.held < self._max_operations and self.held_bytes + size <= self._max_bytes
+
+    def _has_room(self, size: int) -> bool:
+        """The slow half of ``offer``: decide for good, and warn when the queue is nearly full."""
+        while self._waiting and self._waiting[0].room.done():
+            self._waiting.popleft()
+        if self._waiting or not self._fits(size):
+            return False
+        if (self._soft_operations, self._soft_bytes) != (self._max_operations, self._max_bytes):
+            self._soft_operations, self._soft_bytes = self._max_operations, self._max_bytes
+            _logger.warning(
+                "the queue is %d%% full: %d of %d operations, %d of %d bytes wait or are in flight; "
+                "events come faster than they are delivered",
+                100 * max(self.held / self._max_operations, self.held_bytes / self._max_bytes),
+                self.held,
+                self._max_operations,
+                self.held_bytes,
+                self._max_bytes,
+            )
+        return True
+
+    def _enter(self, operation: Operation, size: int) -> None:
+        queue = self._queue
+        first = not queue
+        queue.append(operation)
+        if first:
+            self._on_first()
+        self.accepted += 1
+        self.held += 1
+        self.held_bytes += size
+        self._nbytes += size
+        if not self.batch_ready and (len(queue) >= self._batch_operations or self._nbytes >= self._batch_bytes):
+            self.batch_ready = True
+            self._on_batch()

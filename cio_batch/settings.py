@@ -1,0 +1,290 @@
+"""What a user can set: credentials and hosts, HTTP options, retries; checked once, frozen afterwards.
+
+Rules:
+
+1. Values are checked when an object is made, and every fault is named in one error.
+2. A key never shows: not in a ``repr``, not in an error.
+3. A client demands only what it uses: ``Settings`` may lack credentials, ``require_track()`` may not.
+
+Must not know: asyncio, aiohttp, the clock.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
+
+import attrs
+
+from cio_batch.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+Region = Literal["us", "eu"]
+
+TRACK_HOSTS: Final[Mapping[str, str]] = {
+    "us": "https://track.customer.io",
+    "eu": "https://track-eu.customer.io",
+}
+APP_HOSTS: Final[Mapping[str, str]] = {"us": "https://api.customer.io", "eu": "https://api-eu.customer.io"}
+
+# Settings fields and the environment variables that fill them.
+_VARIABLES: Final[Mapping[str, str]] = {
+    "site_id": "CUSTOMERIO_SITE_ID",
+    "track_api_key": "CUSTOMERIO_TRACK_API_KEY",
+    "app_api_key": "CUSTOMERIO_APP_API_KEY",
+    "region": "CUSTOMERIO_REGION",
+    "track_url": "CUSTOMERIO_TRACK_URL",
+    "app_url": "CUSTOMERIO_APP_URL",
+    "disabled": "CUSTOMERIO_DISABLED",
+}
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"", "0", "false", "no", "off"})
+_REMEDY: Final = "set these in your environment or .env file"
+
+
+def _positive(owner: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
+    if value is None:
+        return
+    if not _is_number(value) or not value > 0 or math.isinf(value):
+        msg = f"{type(owner).__name__}.{attribute.name} must be a number of seconds above 0, got {value!r}"
+        raise ConfigurationError(msg, (attribute.name,))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+@attrs.frozen(kw_only=True)
+class HttpOptions:
+    """How calls are made.
+
+    Args:
+        total_timeout: Seconds for a whole call, connecting and reading included. A 500 KB body on a slow
+            uplink (200 KB/s) takes 2.5 s; 30 s leaves room for a slow answer.
+        connect_timeout: Seconds to make a TCP connection.
+        read_timeout: Seconds to wait for the next bytes of an answer.
+        proxy: URL of an HTTP proxy.
+        ca_bundle: Path of a PEM file with the certificate authorities to trust, instead of the system's.
+        trust_env: Whether to take proxies from ``HTTP_PROXY``, ``HTTPS_PROXY``, ``NO_PROXY`` and ``~/.netrc``.
+        session: An ``aiohttp.ClientSession`` of your own. It is used as it is and never closed; it must
+            belong to the loop in which the tracker runs, and ``ca_bundle`` and ``trust_env`` are then its own affair.
+
+    Raises:
+        ConfigurationError: A value is not usable.
+    """
+
+    total_timeout: float = attrs.field(default=30.0, validator=_positive)
+    connect_timeout: float = attrs.field(default=5.0, validator=_positive)
+    read_timeout: float = attrs.field(default=20.0, validator=_positive)
+    proxy: str | None = attrs.field(default=None, repr=False)  # may hold credentials
+    ca_bundle: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    trust_env: bool = False
+    session: aiohttp.ClientSession | None = attrs.field(default=None, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.proxy is not None and not urlsplit(self.proxy).hostname:
+            msg = "HttpOptions.proxy must be a URL such as http://host:port"
+            raise ConfigurationError(msg, ("proxy",))
+        if self.ca_bundle is not None and not self.ca_bundle.is_file():
+            msg = f"HttpOptions.ca_bundle must be a readable PEM file, but {self.ca_bundle} is no file"
+            raise ConfigurationError(msg, ("ca_bundle",))
+
+
+@attrs.frozen(kw_only=True)
+class RetryOptions:
+    """How often and how patiently a call is repeated.
+
+    The wait before repeat *n* (from 0) is ``min(base_delay * 2**n, max_delay) * (1 + jitter * random())``
+    with ``random()`` in [0, 1). With ``jitter="full"`` it is ``min(base_delay * 2**n, max_delay) * random()``.
+    A ``Retry-After`` is a floor: jitter comes on top of it, never off.
+
+    Args:
+        max_retries: Repeats after the first attempt. 3 is the seed's choice, and right where somebody waits
+            for the answer; a tracker's default is :data:`QUEUE_RETRY`.
+        base_delay: Seconds before the first repeat.
+        max_delay: Seconds that the exponential part never exceeds.
+        jitter: A share of the delay between 0 and 1 that is added at random, or ``"full"``.
+        max_elapsed: Seconds after which no repeat is begun, counted from the first attempt; ``None`` for no limit.
+        max_retry_after: Seconds to which a ``Retry-After`` is capped.
+
+    Raises:
+        ConfigurationError: A value is out of range.
+    """
+
+    max_retries: int = 3
+    base_delay: float = attrs.field(default=1.0, validator=_positive)
+    max_delay: float = attrs.field(default=30.0, validator=_positive)
+    jitter: float | Literal["full"] = 0.3
+    max_elapsed: float | None = attrs.field(default=None, validator=_positive)
+    max_retry_after: float = attrs.field(default=300.0, validator=_positive)
+
+    def __attrs_post_init__(self) -> None:
+        if type(self.max_retries) is not int or self.max_retries < 0:
+            msg = f"RetryOptions.max_retries must be a whole number of at least 0, got {self.max_retries!r}"
+            raise ConfigurationError(msg, ("max_retries",))
+        if self.jitter != "full" and not (_is_number(self.jitter) and 0 <= self.jitter <= 1):
+            msg = f"RetryOptions.jitter must be between 0 and 1, or 'full', got {self.jitter!r}"
+            raise ConfigurationError(msg, ("jitter",))
+
+
+QUEUE_RETRY: Final = RetryOptions(max_retries=9)
+"""The tracker's patience: 1 + 2 + 4 + 8 + 16 + 30 * 4 s and half of the jitter, about three minutes. Nobody
+waits for a queued operation, and a deploy or a short outage of the service lasts that long."""
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """Where to send, and as whom.
+
+    Args:
+        site_id: Site ID of the Track API (*Settings > API credentials > Track*).
+        track_api_key: Its key. Any non-empty printable text is taken as well-formed.
+        app_api_key: Key of the App API; only the App client needs it.
+        region: ``"us"`` or ``"eu"``: the data centre of the account.
+        track_url: Another origin instead of the region's, for example of a simulator: ``http://127.0.0.1:8080``.
+        app_url: The same for the App API.
+        disabled: Validate and count everything, send nothing.
+        http: Timeouts, proxy, certificates.
+
+    Raises:
+        ConfigurationError: Names every malformed value at once; never shows one of a key.
+
+    Source: https://customer.io/docs/api/track/ (servers, authentication).
+    """
+
+    site_id: str | None = attrs.field(default=None, repr=False)
+    track_api_key: str | None = attrs.field(default=None, repr=False)
+    app_api_key: str | None = attrs.field(default=None, repr=False)
+    region: Region = "us"
+    track_url: str | None = None
+    app_url: str | None = None
+    disabled: bool = False
+    http: HttpOptions = attrs.field(factory=HttpOptions)
+
+    def __attrs_post_init__(self) -> None:
+        _raise_for(_faults(attrs.asdict(self, recurse=False), label=lambda name: name))
+
+    @classmethod
+    def from_env(
+        cls,
+        dotenv: bool | str | Path = False,
+        *,
+        http: HttpOptions | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Settings:
+        """Read the settings from the environment.
+
+        ``CUSTOMERIO_SITE_ID``, ``CUSTOMERIO_TRACK_API_KEY``, ``CUSTOMERIO_APP_API_KEY``, ``CUSTOMERIO_REGION``
+        (``us`` by default), ``CUSTOMERIO_TRACK_URL``, ``CUSTOMERIO_APP_URL``, ``CUSTOMERIO_DISABLED``. What is
+        missing is demanded by the client that needs it. Space around a value is ignored.
+
+        Args:
+            dotenv: ``True`` to read a ``.env`` file (searched upwards from the working directory) beneath the
+                environment, or the path of one. Needs the extra ``cio-batch[dotenv]``.
+            http: HTTP options; these have no variables.
+            environ: A mapping to read instead of ``os.environ``.
+
+        Raises:
+            ConfigurationError: Names every malformed variable at once.
+        """
+        source: dict[str, str] = {}
+        if dotenv is not False:
+            source.update(_read_dotenv(None if dotenv is True else Path(dotenv)))
+        source.update(os.environ if environ is None else environ)
+        values: dict[str, Any] = {
+            field: text for field, variable in _VARIABLES.items() if (text := source.get(variable, "").strip())
+        }
+        if "region" in values:
+            values["region"] = values["region"].lower()
+        if "disabled" in values:
+            lowered = values["disabled"].lower()
+            values["disabled"] = True if lowered in _TRUE else False if lowered in _FALSE else values["disabled"]
+        _raise_for(_faults(values, label=_VARIABLES.__getitem__))
+        return cls(**values) if http is None else cls(**values, http=http)
+
+    @property
+    def track_origin(self) -> str:
+        """The origin of the Track API: ``track_url``, or the region's host; no slash at the end."""
+        return (self.track_url or TRACK_HOSTS[self.region]).rstrip("/")
+
+    @property
+    def app_origin(self) -> str:
+        """The origin of the App API, likewise."""
+        return (self.app_url or APP_HOSTS[self.region]).rstrip("/")
+
+    def require_track(self) -> tuple[str, str]:
+        """Return site ID and Track key, or say which are missing.
+
+        Raises:
+            ConfigurationError: Names each missing variable.
+        """
+        if not self.site_id or not self.track_api_key:
+            missing = [_VARIABLES[name] for name in ("site_id", "track_api_key") if not getattr(self, name)]
+            _raise_for([(variable, "is missing") for variable in missing])
+            raise AssertionError  # pragma: no cover - one of them was missing
+        return self.site_id, self.track_api_key
+
+
+def _read_dotenv(path: Path | None) -> dict[str, str]:
+    try:
+        import dotenv as python_dotenv
+    except ImportError:
+        msg = "reading a .env file needs python-dotenv: pip install 'cio-batch[dotenv]'"
+        raise ConfigurationError(msg) from None
+    if path is not None and not path.is_file():
+        msg = f"the .env file {path} does not exist"
+        raise ConfigurationError(msg)
+    found = path if path is not None else python_dotenv.find_dotenv(usecwd=True)
+    return {name: text for name, text in python_dotenv.dotenv_values(found).items() if text is not None}
+
+
+def _faults(values: Mapping[str, Any], label: Callable[[str], str]) -> list[tuple[str, str]]:
+    """Every malformed value as (name, what is wrong); a value of a key is never part of it."""
+    faults: list[tuple[str, str]] = []
+    for name in ("site_id", "track_api_key", "app_api_key"):
+        value = values.get(name)
+        if value is not None and not _well_formed_key(value):
+            faults.append((label(name), "must be printable text without spaces around it"))
+    if "region" in values and values["region"] not in TRACK_HOSTS:
+        faults.append((label("region"), "must be 'us' or 'eu'"))
+    for name in ("track_url", "app_url"):
+        value = values.get(name)
+        if value is not None and (fault := _origin_fault(value)) is not None:
+            faults.append((label(name), fault))
+    if not isinstance(values.get("disabled", False), bool):
+        faults.append((label("disabled"), "must be 1 or 0"))
+    return faults
+
+
+def _well_formed_key(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and value.isprintable() and value == value.strip()
+
+
+def _origin_fault(value: object) -> str | None:
+    expected = "must be an origin such as https://track.customer.io, without path, query or user"
+    if not isinstance(value, str):
+        return expected
+    try:
+        parts = urlsplit(value)
+        valid_port = parts.port is None or parts.port > 0
+    except ValueError:
+        return expected
+    if parts.scheme not in ("http", "https") or not parts.hostname or not valid_port:
+        return expected
+    if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
+        return expected
+    return None
+
+
+def _raise_for(faults: Iterable[tuple[str, str]]) -> None:
+    listed = list(faults)
+    if listed:
+        text = "; ".join(f"{name} {fault}" for name, fault in listed)
+        msg = f"{text}: {_REMEDY}"
+        raise ConfigurationError(msg, tuple(name for name, _ in listed))

@@ -1,0 +1,974 @@
+"""``CioBatchTracker``: the queue, the flush task, the lifecycle.
+
+Rules:
+
+1. ``accepted == delivered + rejected + failed + dropped + pending + in_flight``, at every instant.
+2. The state changes in one method, along the arrows of one table.
+3. Nothing that belongs to a loop, a socket or a signal is made in the constructor.
+4. An operation is accepted at the instant in which it enters the queue; from then on it is settled exactly once.
+5. Every container that an operation can be in (queue, backlog, flights) is read directly when its length is asked for.
+
+States: ``new`` (nothing runs) → ``running`` → ``hastening`` (SIGTERM came and a host owns the exit: no more
+lingering, operations are still taken) → ``draining`` (``close``: no more are taken) → ``closed``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import datetime as dt
+import enum
+import functools
+import inspect
+import logging
+import os
+import time
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeAlias
+
+import attrs
+from ulid_transform import ulid_now
+
+from cio_batch import operations as ops
+from cio_batch import signals
+from cio_batch.chunks import Backlog
+from cio_batch.delivery import Delivery
+from cio_batch.errors import (
+    ConfigurationError,
+    QueueFullError,
+    TrackerClosedError,
+    WrongLoopError,
+)
+from cio_batch.hooks import BeforeEnqueue, OnSettled, SettledHook, redact
+from cio_batch.operations import Draft, ObjectRef, Operation, PersonId, Platform, Relationship
+from cio_batch.queues import OperationQueue
+from cio_batch.settings import QUEUE_RETRY, RetryOptions, Settings
+from cio_batch.stats import Counters, Report, Stats
+from cio_batch.transports import DiscardTransport, TrackV2Transport, Transport
+from cio_batch.verdicts import Rejection, Verdict
+
+_logger = logging.getLogger(__name__)
+
+Overflow: TypeAlias = Literal["block", "raise", "drop_oldest", "drop_newest"]
+_OVERFLOWS: Final = ("block", "raise", "drop_oldest", "drop_newest")
+_GRACE: Final = 0.2  # seconds that close() may take beyond its timeout to end its tasks and connections
+
+
+class _State(enum.StrEnum):
+    NEW = "new"
+    RUNNING = "running"
+    HASTENING = "hastening"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+_MOVES: Final[Mapping[_State, frozenset[_State]]] = {
+    _State.NEW: frozenset({_State.RUNNING, _State.CLOSED}),
+    # Back to running: a second loop after the first was closed.
+    _State.RUNNING: frozenset({_State.RUNNING, _State.HASTENING, _State.DRAINING}),
+    _State.HASTENING: frozenset({_State.RUNNING, _State.DRAINING}),
+    _State.DRAINING: frozenset({_State.CLOSED}),
+    _State.CLOSED: frozenset(),
+}
+
+
+@attrs.define(eq=False)
+class _FlushWatch:
+    """Follows the operations that a ``flush`` waits for."""
+
+    waiting: set[int]  # id() of each: the tuples live at least until they are settled
+    done: asyncio.Event
+    verdicts: Counter[Verdict] = attrs.field(factory=Counter[Verdict])
+
+    def note(self, operations: Sequence[Operation], verdict: Verdict) -> None:
+        before = len(self.waiting)
+        self.waiting.difference_update(map(id, operations))
+        self.verdicts[verdict] += before - len(self.waiting)
+        if not self.waiting:
+            self.done.set()
+
+    def report(self) -> Report:
+        return Report(
+            delivered=self.verdicts[Verdict.DELIVERED],
+            rejected=self.verdicts[Verdict.REJECTED],
+            failed=self.verdicts[Verdict.FAILED],
+            dropped=self.verdicts[Verdict.DROPPED],
+            left=len(self.waiting),
+        )
+
+
+class CioBatchTracker:
+    """Takes events from an async service in microseconds and gets them to Customer.io in few requests.
+
+    Order is kept per person, and no event is lost without being counted and named. Everything goes through an
+    ``asyncio.Queue``, which a periodic task drains; each chunk passes a bounded semaphore and is repeated with
+    jittered exponential backoff until the service has decided on each of its operations.
+
+    Make it anywhere, also at module level; it starts with the first ``enqueue``. End it with ``await close()``, or use
+    ``async with``.
+
+    Args:
+        settings: Credentials and host; :meth:`Settings.from_env` when ``None``.
+        batch_size: Operations in a call at most. ``None`` means what the wire is best at: 2,000 on Track v2, where the
+            500 KB of a body are usually full before (a call costs about 115 microseconds of CPU whatever is in it, so
+            full bodies are what makes an event cheap); 50 on Track v1.
+        flush_interval: Seconds that an operation waits at most for its batch to become full. A full batch never waits.
+        concurrency: Calls in flight at most.
+        max_pending: Operations that may be held (queued and in flight). 100,000 is five times what ten full calls
+            hold: room for a burst while the calls are out.
+        max_pending_bytes: Their encoded bytes. 64 MB go with that number: operations have 250 to 500 bytes as a rule.
+        overflow: What ``enqueue`` does when a bound is reached. ``"block"`` waits for room (backpressure is what an
+            async service can act on); ``"raise"`` raises ``QueueFullError``; ``"drop_oldest"`` and ``"drop_newest"``
+            drop and count.
+        enqueue_timeout: Seconds that ``"block"`` waits before it raises ``QueueFullError``; ``None`` for ever.
+        retry: Waits and number of repeats. By default about three minutes (:data:`cio_batch.settings.QUEUE_RETRY`).
+        rate_limit: Calls per second, bursts smoothed; ``None`` for no limit. 1,000 is the published limit.
+        drain_timeout: Seconds that ``close`` and SIGTERM give to what is left.
+        transport: Another wire: an object of :mod:`cio_batch.transports`, or your own.
+        handle_sigterm: Whether SIGTERM starts the drain; see :mod:`cio_batch.signals`.
+        enabled: ``False`` to validate and count everything and send nothing.
+        on_settled: Called with a :class:`~cio_batch.hooks.SettledChunk` whenever operations got their verdict, in the
+            loop; an ``async def`` runs in a task of its own.
+        before_enqueue: Called with each :class:`~cio_batch.operations.Draft` before it is encoded; returns it, changed
+            or not, or ``None`` to drop it. It makes ``enqueue`` about three times slower.
+
+    Raises:
+        ConfigurationError: An argument or a setting is missing or out of range.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        batch_size: int | None = None,
+        flush_interval: float = 5.0,
+        concurrency: int = 10,
+        max_pending: int = 100_000,
+        max_pending_bytes: int = 64_000_000,
+        overflow: Overflow = "block",
+        enqueue_timeout: float | None = 10.0,
+        retry: RetryOptions = QUEUE_RETRY,
+        rate_limit: float | None = 1_000.0,
+        drain_timeout: float = 10.0,
+        transport: Transport | None = None,
+        handle_sigterm: bool = True,
+        enabled: bool = True,
+        on_settled: OnSettled | None = None,
+        before_enqueue: BeforeEnqueue | None = None,
+    ) -> None:
+        _check_arguments(
+            whole={"batch_size": (batch_size, 1), "concurrency": (concurrency, 1), "max_pending": (max_pending, 1)},
+            seconds={"flush_interval": flush_interval, "drain_timeout": drain_timeout},
+            optional={"enqueue_timeout": enqueue_timeout, "rate_limit": rate_limit},
+            max_pending_bytes=max_pending_bytes,
+            overflow=overflow,
+            before_enqueue=before_enqueue,
+        )
+        chosen = Settings.from_env() if settings is None else settings
+        if not enabled or chosen.disabled:
+            transport = DiscardTransport()
+        elif transport is None:
+            transport = TrackV2Transport(chosen)
+        self._transport = transport
+        self._batch_size = batch_size if batch_size is not None else transport.max_operations
+        self._flush_interval = flush_interval
+        self._concurrency = concurrency
+        self._max_pending = max_pending
+        self._max_pending_bytes = max_pending_bytes
+        self._overflow: Overflow = overflow
+        self._enqueue_timeout = enqueue_timeout
+        self._retry = retry
+        self._rate_limit = rate_limit
+        self._drain_timeout = drain_timeout
+        self._handle_sigterm = handle_sigterm
+        self._before_enqueue = before_enqueue
+        self._check = transport.check
+        # Whether enqueue must take the way of drafts; one look on the hot path instead of two.
+        self._guarded = before_enqueue is not None or self._check is not None
+        self._on_settled = on_settled
+        self._begin_empty()
+        _trackers.add(self)
+
+    def _begin_empty(self) -> None:
+        """Set everything that is not an argument; after a fork the child begins here again."""
+        self._state = _State.NEW
+        # The loop in which operations are taken; None while they are not. One comparison on the hot path answers
+        # "started?", "closed?" and "the right loop?".
+        self._open_loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._counters = Counters()
+        self._hook = None if self._on_settled is None else SettledHook(self._on_settled)
+        me = weakref.ref(self)  # the queue outlives the tracker in its finalizer
+        self._queue = OperationQueue(
+            max_operations=self._max_pending,
+            max_bytes=self._max_pending_bytes,
+            batch_operations=self._batch_size,
+            batch_bytes=self._transport.max_bytes - self._transport.envelope_bytes,
+            on_first=lambda: _call(me, CioBatchTracker._begin_to_linger),
+            on_batch=lambda: _call(me, CioBatchTracker._wake_up),
+        )
+        self._delivery = Delivery(
+            transport=self._transport,
+            backlog=Backlog(
+                max_operations=self._batch_size,
+                max_bytes=self._transport.max_bytes,
+                envelope_bytes=self._transport.envelope_bytes,
+                apart=self._transport.apart,
+                max_apart=self._transport.max_apart,
+            ),
+            concurrency=self._concurrency,
+            rate_limit=self._rate_limit,
+            retry=self._retry,
+            counters=self._counters,
+            settle=self._settle,
+        )
+        self._watches: list[_FlushWatch] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = False
+        self._stopping = False
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._closing: asyncio.Task[Report] | None = None
+        self._closing_on_signal: asyncio.Task[Report] | None = None
+        self._signal_watch: signals.Watch | None = None
+        self._foreign: set[concurrent.futures.Future[None]] = set()
+        self._finalizer = weakref.finalize(self, _warn_of_unclosed, self._queue)
+
+    def __repr__(self) -> str:
+        return f"<CioBatchTracker {self._state} held={self._queue.held}>"
+
+    # ---------------------------------------------------------------------------------------- taking operations
+
+    async def enqueue(
+        self,
+        user_id: PersonId,
+        name: str,
+        data: Any = None,
+        *,
+        timestamp: float | dt.datetime | None = None,
+        id: str | None = None,
+    ) -> None:
+        """Queue an event of a person; it returns once the event is accepted, long before it is sent.
+
+        Args:
+            user_id: The person's id, or :class:`Email`, :class:`Phone`, :class:`CioId`.
+            name: Name of the event, at most 100 bytes.
+            data: What a message may refer to: a dict, dataclass or attrs object; see :mod:`cio_batch.operations`.
+            timestamp: When it happened: unix seconds or an aware datetime; now by default.
+            id: A ULID by which the service ignores repeats; a fresh one by default.
+
+        Raises:
+            InvalidOperationError: The event cannot be sent. Nothing was queued.
+            QueueFullError: The tracker is full, and the overflow policy refuses. Nothing was queued.
+            TrackerClosedError: The tracker is closed or closing. Nothing was queued.
+            WrongLoopError: The tracker runs in another loop. Nothing was queued.
+
+        Cancellation: An event that waits for room is not queued; one that is queued stays so.
+
+        Source: Track API v2, schema ``person_event``.
+        """
+        if self._guarded:
+            await self.submit(ops.event(user_id, name, data, timestamp=timestamp, id=id))
+            return
+        operation = ops.encode_event(user_id, name, data, timestamp, id, now=time.time(), new_id=ulid_now)
+        # From here on the same as _admit, written out: another coroutine would cost as much as the encoding of an id.
+        if self._open_loop is not asyncio.get_running_loop():
+            self._enter()
+        queue = self._queue
+        if not queue.offer(operation):
+            await self._wait_for_room(operation)
+        elif queue.batch_ready:
+            await asyncio.sleep(0)
+
+    def enqueue_nowait(
+        self,
+        user_id: PersonId,
+        name: str,
+        data: Any = None,
+        *,
+        timestamp: float | dt.datetime | None = None,
+        id: str | None = None,
+    ) -> None:
+        """Queue an event without waiting; for code that runs in the loop and cannot await.
+
+        A producer that never awaits starves the loop; then nothing is sent until the queue is full.
+
+        Raises:
+            QueueFullError: The tracker is full and does not drop. Nothing was queued.
+            InvalidOperationError, TrackerClosedError, WrongLoopError: As for :meth:`enqueue`.
+        """
+        operation = self._encode(ops.event(user_id, name, data, timestamp=timestamp, id=id))
+        self._enter()
+        if operation is not None and not self._queue.offer(operation):
+            self._make_room(operation)
+
+    def enqueue_threadsafe(
+        self,
+        user_id: PersonId,
+        name: str,
+        data: Any = None,
+        *,
+        timestamp: float | dt.datetime | None = None,
+        id: str | None = None,
+    ) -> concurrent.futures.Future[None]:
+        """Queue an event from another thread than the loop's. The tracker must have been started in its loop.
+
+        The event is checked and encoded in the calling thread; ``before_enqueue`` runs there too.
+
+        Returns:
+            A future that is done once the event is accepted, or holds ``QueueFullError`` or ``TrackerClosedError``.
+
+        Raises:
+            InvalidOperationError: As for :meth:`enqueue`.
+            TrackerClosedError: The tracker, or its loop, is closed.
+            WrongLoopError: The tracker was not started.
+        """
+        loop, state = self._loop, self._state
+        if state is _State.CLOSED or (loop is not None and loop.is_closed()):
+            raise TrackerClosedError(_CLOSED)
+        if loop is None:
+            msg = (
+                "the tracker has no loop yet: start it there first, by `async with tracker` or `await tracker.start()`"
+            )
+            raise WrongLoopError(msg)
+        operation = self._encode(ops.event(user_id, name, data, timestamp=timestamp, id=id), foreign=loop)
+        future: concurrent.futures.Future[None] = concurrent.futures.Future()
+        if operation is None:
+            future.set_result(None)
+            return future
+        self._foreign.add(future)
+        future.add_done_callback(self._foreign.discard)
+        try:
+            loop.call_soon_threadsafe(self._admit_foreign, operation, future)
+        except RuntimeError:
+            self._foreign.discard(future)
+            raise TrackerClosedError(_CLOSED) from None
+        # From here on close() resolves it, unless it was over in between.
+        if self._state is _State.CLOSED:
+            _refuse(future)
+        return future
+
+    async def submit(self, operation: Draft) -> None:
+        """Queue any operation; the constructors are in :mod:`cio_batch.operations`.
+
+        Raises:
+            InvalidOperationError, QueueFullError, TrackerClosedError, WrongLoopError: As for :meth:`enqueue`.
+        """
+        encoded = self._encode(operation)
+        if encoded is not None:
+            await self._admit(encoded)
+
+    async def page(
+        self,
+        user_id: PersonId,
+        name: str,
+        data: Any = None,
+        *,
+        timestamp: float | dt.datetime | None = None,
+        id: str | None = None,
+    ) -> None:
+        """Queue a page view. Source: schema ``person_page``."""
+        await self.submit(ops.page(user_id, name, data, timestamp=timestamp, id=id))
+
+    async def screen(
+        self,
+        user_id: PersonId,
+        name: str,
+        data: Any = None,
+        *,
+        timestamp: float | dt.datetime | None = None,
+        id: str | None = None,
+    ) -> None:
+        """Queue a screen view. Source: schema ``person_screen``."""
+        await self.submit(ops.screen(user_id, name, data, timestamp=timestamp, id=id))
+
+    async def identify(
+        self,
+        user_id: PersonId,
+        attributes: Any = None,
+        *,
+        timestamp: float | dt.datetime | None = None,
+        relationships: Iterable[ObjectRef | Relationship] | None = None,
+    ) -> None:
+        """Queue making or changing a person. Source: schema ``identify_person``."""
+        await self.submit(ops.identify(user_id, attributes, timestamp=timestamp, relationships=relationships))
+
+    async def delete(self, user_id: PersonId) -> None:
+        """Queue deleting a person. Source: schema ``person_delete``."""
+        await self.submit(ops.delete(user_id))
+
+    async def suppress(self, user_id: PersonId) -> None:
+        """Queue deleting a person and refusing the identifier. Source: schema ``person_suppress``."""
+        await self.submit(ops.suppress(user_id))
+
+    async def unsuppress(self, user_id: PersonId) -> None:
+        """Queue letting a suppressed identifier be used again. Source: schema ``person_unsuppress``."""
+        await self.submit(ops.unsuppress(user_id))
+
+    async def add_device(
+        self,
+        user_id: PersonId,
+        token: str,
+        platform: Platform,
+        *,
+        last_used: float | dt.datetime | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Queue giving a person a device. Source: schema ``person_add_device``."""
+        await self.submit(ops.add_device(user_id, token, platform, last_used=last_used, attributes=attributes))
+
+    async def delete_device(self, user_id: PersonId, token: str) -> None:
+        """Queue taking a device from a person. Source: schema ``person_delete_device``."""
+        await self.submit(ops.delete_device(user_id, token))
+
+    async def merge(self, primary: PersonId, secondary: PersonId) -> None:
+        """Queue merging ``secondary`` into ``primary``. Source: schema ``person_merge``."""
+        await self.submit(ops.merge(primary, secondary))
+
+    async def add_relationships(self, user_id: PersonId, objects: Iterable[ObjectRef | Relationship]) -> None:
+        """Queue relating a person to objects. Source: schema ``person_add_relationships``."""
+        await self.submit(ops.add_relationships(user_id, objects))
+
+    async def delete_relationships(self, user_id: PersonId, objects: Iterable[ObjectRef | Relationship]) -> None:
+        """Queue ending relationships of a person. Source: schema ``person_delete_relationships``."""
+        await self.submit(ops.delete_relationships(user_id, objects))
+
+    # -------------------------------------------------------------------------------------------------- lifecycle
+
+    async def start(self) -> None:
+        """Start in the running loop; the first ``enqueue`` does it by itself. Idempotent."""
+        self._enter()
+
+    async def flush(self, timeout: float | None = None) -> Report:
+        """Send everything accepted so far without waiting for fuller batches, and wait until it is settled.
+
+        Operations that are accepted after the call are not waited for.
+
+        Args:
+            timeout: Seconds to wait at most; ``None`` as long as it takes.
+
+        Returns:
+            What became of the operations that were not settled when the call came; ``left`` of them still are not.
+
+        Raises:
+            WrongLoopError: The tracker runs in another loop.
+
+        Cancellation: Only the waiting ends.
+        """
+        if self._state in (_State.NEW, _State.CLOSED):
+            return Report()
+        if self._loop is not asyncio.get_running_loop():
+            self._enter()
+        held = [*self._delivery.undecided(), *self._delivery.backlog, *self._queue.queued()]
+        watch = _FlushWatch(set(map(id, held)), asyncio.Event())
+        if not held:
+            return Report()
+        self._watches.append(watch)
+        self._due = True
+        self._hand_over()
+        try:
+            async with asyncio.timeout(timeout):
+                await watch.done.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._watches.remove(watch)
+        return watch.report()
+
+    async def close(self, timeout: float | None = None) -> Report:
+        """Drain: take nothing more, send all that there is until the deadline, and say what became of it.
+
+        Returns within ``timeout`` and 0.3 s in every state. Idempotent: a later call awaits the first one, whose
+        timeout holds.
+
+        Args:
+            timeout: Seconds; ``drain_timeout`` when ``None``.
+
+        Returns:
+            The totals of this tracker; ``left`` counts what had no verdict when the time was over, and is part of
+            ``failed`` (reason ``deadline``).
+
+        Raises:
+            WrongLoopError: The tracker runs in another loop.
+
+        Cancellation: The drain goes on.
+        """
+        seconds = self._drain_timeout if timeout is None else max(0.0, timeout)
+        while True:
+            if self._closing is None or self._closing.cancelled():
+                if self._state not in (_State.NEW, _State.DRAINING) and self._loop is not asyncio.get_running_loop():
+                    self._enter()  # a second loop: rebinds, or raises
+                self._closing = asyncio.get_running_loop().create_task(self._drain(seconds), name="cio_batch close")
+            closing = self._closing
+            try:
+                return await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                caller = asyncio.current_task()
+                if not closing.cancelled() or (caller is not None and caller.cancelling()):
+                    raise
+                # Somebody cancelled our task and not the caller: the drain begins again where it was.
+
+    async def __aenter__(self) -> Self:
+        self._enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def forget_parent(self) -> None:
+        """Begin empty in a child process; called by itself after a fork.
+
+        What the parent holds, it sends. Its loop, tasks and sockets are not touched: they are the parent's.
+        """
+        self._finalizer.detach()
+        if self._state is not _State.CLOSED:
+            self._begin_empty()
+
+    def stats(self) -> Stats:
+        """Return a picture of this instant. It walks what is held, so call it now and then, not per event."""
+        in_flight_bytes = self._delivery.in_flight_bytes
+        return Stats(
+            state=str(self._state),
+            accepted=self._queue.accepted,
+            delivered=self._counters.delivered,
+            rejected=self._counters.rejected,
+            failed=self._counters.failed,
+            dropped=self._counters.dropped,
+            pending=self._queue.qsize() + len(self._delivery.backlog),
+            in_flight=self._delivery.in_flight,
+            pending_bytes=self._queue.held_bytes - in_flight_bytes,
+            in_flight_bytes=in_flight_bytes,
+            calls=self._counters.calls,
+            retries=self._counters.retries,
+            last_error=self._counters.last_error,
+            paused=self._delivery.paused,
+        )
+
+    # ------------------------------------------------------------------------------------------- inside: the door
+
+    def _encode(self, draft: Draft, foreign: asyncio.AbstractEventLoop | None = None) -> Operation | None:
+        """Let the hook see a draft, and encode it; ``None`` when it was dropped."""
+        if self._before_enqueue is not None:
+            redacted, why = redact(self._before_enqueue, draft)
+            if redacted is None:
+                if foreign is None:
+                    self._enter()
+                    self._drop_at_door((), why)
+                else:
+                    foreign.call_soon_threadsafe(self._drop_at_door, (), why)
+                return None
+            draft = redacted
+        operation = ops.encode(draft, now=time.time(), new_id=ulid_now)
+        if self._check is not None:
+            self._check(operation)
+        return operation
+
+    async def _admit(self, operation: Operation) -> None:
+        if self._open_loop is not asyncio.get_running_loop():
+            self._enter()
+        queue = self._queue
+        if not queue.offer(operation):
+            await self._wait_for_room(operation)
+        elif queue.batch_ready:
+            # One yield for a full batch lets the flush task fetch it. Without it, a producer in a tight loop would
+            # keep every other task from running until the queue is full.
+            await asyncio.sleep(0)
+
+    async def _wait_for_room(self, operation: Operation) -> None:
+        if self._overflow != "block":
+            self._make_room(operation)
+            return
+        room = self._queue.wait_for_room(operation)
+        try:
+            async with asyncio.timeout(self._enqueue_timeout):
+                await room
+        except TimeoutError:
+            if room.done() and not room.cancelled():
+                return  # room came in the same instant
+            raise self._full(self._no_room()) from None
+        finally:
+            self._queue.release(0, 0)  # whoever stood behind may fit
+
+    def _make_room(self, operation: Operation) -> None:
+        """Apply the overflow policy without waiting."""
+        match self._overflow:
+            case "drop_newest":
+                self._drop_at_door([operation], "overflow")
+            case "drop_oldest":
+                self._hand_over()
+                while not self._queue.offer(operation):
+                    oldest = self._delivery.backlog.drop_oldest()
+                    if oldest is None:  # all of it is in flight
+                        self._drop_at_door([operation], "overflow")
+                        return
+                    self._settle([oldest], Verdict.DROPPED, reason="overflow")
+            case _:
+                why = "and the caller does not wait for room"
+                raise self._full(why)
+
+    def _full(self, why: str) -> QueueFullError:
+        queue = self._queue
+        msg = (
+            f"the tracker is full ({queue.held} of {self._max_pending} operations, {queue.held_bytes} of "
+            f"{self._max_pending_bytes} bytes are held): {why}; slow down, or raise max_pending"
+        )
+        return QueueFullError(msg, pending=queue.held, pending_bytes=queue.held_bytes)
+
+    def _no_room(self) -> str:
+        return f"no room came within {self._enqueue_timeout} s"
+
+    def _drop_at_door(self, operations: Sequence[Operation], reason: str) -> None:
+        """Count an operation that was let go before it entered the queue, encoded or not."""
+        self._queue.accepted += 1
+        self._counters.settle(Verdict.DROPPED, 1)
+        if self._hook is not None and operations:
+            self._hook.call(operations, Verdict.DROPPED, None, reason, 0, 0)
+
+    def _admit_foreign(self, operation: Operation, future: concurrent.futures.Future[None]) -> None:
+        """Take what another thread sent; runs in the loop."""
+        if future.done() or not future.set_running_or_notify_cancel():
+            return
+        try:
+            self._enter()
+            if self._queue.offer(operation):
+                future.set_result(None)
+            elif self._overflow != "block":
+                self._make_room(operation)
+                future.set_result(None)
+            else:
+                room = self._queue.wait_for_room(operation)
+                timer = None
+                if self._enqueue_timeout is not None and self._loop is not None:
+                    timer = self._loop.call_later(self._enqueue_timeout, self._give_up_waiting, room)
+                room.add_done_callback(lambda room: self._tell_foreign(room, timer, future))
+        except Exception as error:  # noqa: BLE001 - it belongs to the other thread
+            future.set_exception(error)
+
+    def _give_up_waiting(self, room: asyncio.Future[None]) -> None:
+        if not room.done():
+            room.set_exception(self._full(self._no_room()))
+            self._queue.release(0, 0)
+
+    def _tell_foreign(
+        self,
+        room: asyncio.Future[None],
+        timer: asyncio.TimerHandle | None,
+        future: concurrent.futures.Future[None],
+    ) -> None:
+        if timer is not None:
+            timer.cancel()
+        error = TrackerClosedError(_CLOSED) if room.cancelled() else room.exception()
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    # -------------------------------------------------------------------------------------- inside: the lifecycle
+
+    def _move(self, state: _State) -> None:
+        if state not in _MOVES[self._state]:
+            msg = f"no way from {self._state} to {state}"
+            raise AssertionError(msg)
+        self._state = state
+        self._open_loop = self._loop if state in (_State.RUNNING, _State.HASTENING) else None
+
+    def _enter(self) -> None:
+        """Make sure that operations are taken in the running loop: start, rebind, or say why not."""
+        if self._state in (_State.DRAINING, _State.CLOSED):
+            raise TrackerClosedError(_CLOSED)
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            msg = (
+                "the tracker runs in another event loop that is still open; close it there, or use one tracker per loop"
+            )
+            raise WrongLoopError(msg)
+        self._bind(loop)
+
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None:
+            _logger.warning(
+                "the tracker's event loop ended without close(); it goes on in the new one with %d operations",
+                self._queue.held,
+            )
+            self._unwatch_signal()
+        self._loop = loop
+        self._timer = None
+        self._tasks.clear()
+        self._wake = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._delivery.bind(loop)
+        self._move(_State.RUNNING)
+        if self._handle_sigterm:
+            watch = signals.Watch(loop, hasten=self._hasten, drain=self._drain_on_signal)
+            if signals.watch(watch):
+                self._signal_watch = watch
+        self._run_engine()
+        if self._queue.held:
+            self._due = True
+            self._wake.set()
+
+    def _unwatch_signal(self) -> None:
+        if self._signal_watch is not None:
+            signals.unwatch(self._signal_watch)
+            self._signal_watch = None
+
+    def _run_engine(self) -> None:
+        """Start the two tasks that are not running: the flush task and the dispatcher."""
+        engine: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "flush": self._flush_periodically,
+            "dispatch": self._delivery.dispatch,
+        }
+        for name, run in engine.items():
+            if name not in self._tasks and self._loop is not None:
+                task = self._loop.create_task(run(), name=f"cio_batch {name}")
+                self._tasks[name] = task
+                task.add_done_callback(functools.partial(self._engine_ended, name))
+
+    def _engine_ended(self, name: str, task: asyncio.Task[None]) -> None:
+        """Somebody cancelled a task of ours, or it broke: begin again, because nothing may be lost by that."""
+        if self._tasks.get(name) is not task:
+            return
+        del self._tasks[name]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.error("the %s task broke and is started again", name, exc_info=error)
+        if self._stopping or self._state is _State.CLOSED:
+            return
+        if self._state is not _State.DRAINING and not self._loop_goes_on():
+            return  # a drain ends by itself; anything else would be begun for a loop that is ending
+        self._run_engine()
+
+    def _loop_goes_on(self) -> bool:
+        """Whether the loop has any other task that is not being cancelled; none has when ``asyncio.run`` ends."""
+        return any(
+            task.cancelling() == 0
+            for task in asyncio.all_tasks(self._loop)
+            if not task.get_name().startswith("cio_batch ")
+        )
+
+    async def _flush_periodically(self) -> None:
+        """Hand the queue over whenever a batch is ready or the interval has passed."""
+        while True:
+            try:
+                await self._wake.wait()
+            except asyncio.CancelledError:
+                if not self._stopping and self._state is not _State.CLOSED and not self._loop_goes_on():
+                    await self._last_resort()
+                raise
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        self._wake.clear()
+        operations, nbytes = self._queue.take_all()
+        due, self._due = self._due or self._state is not _State.RUNNING, False
+        if due and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._delivery.add(operations, nbytes, due=due)
+
+    def _begin_to_linger(self) -> None:
+        """An operation entered the empty queue: it waits for company until the interval is over."""
+        if self._loop is None or self._timer is not None:
+            return
+        if self._state is _State.RUNNING:
+            self._timer = self._loop.call_later(self._flush_interval, self._interval_over)
+        else:
+            self._wake.set()
+
+    def _interval_over(self) -> None:
+        self._timer = None
+        self._due = True
+        self._wake.set()
+
+    def _wake_up(self) -> None:
+        if self._loop is not None:
+            self._wake.set()
+
+    # ------------------------------------------------------------------------------------------ inside: the end
+
+    async def _drain(self, timeout: float) -> Report:
+        if self._state is _State.NEW:
+            self._move(_State.CLOSED)
+            self._finalizer.detach()
+            await self._transport.close()
+            return self._totals(0)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        if self._state is not _State.DRAINING:
+            self._move(_State.DRAINING)
+        self._queue.turn_away(TrackerClosedError(_CLOSED))
+        self._due = True
+        self._hand_over()
+        self._delivery.drain(deadline)
+        self._run_engine()
+        self._quiet.clear()
+        if self._queue.held:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._quiet.wait()
+            except TimeoutError:
+                _logger.warning("the deadline of the drain passed with %d operations undelivered", self._queue.held)
+        self._stopping = True
+        await self._stop_engine()
+        await self._delivery.stop(_GRACE)
+        left = self._delivery.abandon()
+        if left:
+            self._settle(left, Verdict.FAILED, reason="deadline")
+        if self._hook is not None:
+            await self._hook.wait(deadline - loop.time())
+        try:
+            async with asyncio.timeout(_GRACE):
+                await self._transport.close()
+        except Exception as error:  # noqa: BLE001 - the operations are settled; a close that fails must not hide that
+            _logger.warning("closing the transport failed: %s", type(error).__name__)
+        self._unwatch_signal()
+        self._finalizer.detach()
+        self._move(_State.CLOSED)
+        for future in list(self._foreign):
+            _refuse(future)
+        return self._totals(len(left))
+
+    async def _stop_engine(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        tasks = [task for task in self._tasks.values() if task is not asyncio.current_task()]
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_GRACE)
+
+    def _totals(self, left: int) -> Report:
+        return Report(
+            delivered=self._counters.delivered,
+            rejected=self._counters.rejected,
+            failed=self._counters.failed,
+            dropped=self._counters.dropped,
+            left=left,
+        )
+
+    async def _last_resort(self) -> None:
+        """The program ends without ``close()``: deliver what the deadline allows, and name the rest."""
+        closing = self._closing is not None and not self._closing.done() and self._closing.cancelling() == 0
+        if closing or self._queue.held == 0:
+            return
+        _logger.warning("the event loop ends without close(): draining %d operations", self._queue.held)
+        report = await self._drain(self._drain_timeout)
+        if report.left:
+            warnings.warn(
+                f"{report.left} operations were lost to the deadline because the tracker was not closed in time: "
+                "use `async with tracker` or `await tracker.close()`",
+                ResourceWarning,
+                stacklevel=1,
+            )
+
+    def _hasten(self) -> None:
+        """SIGTERM, and a host owns the exit: nothing lingers any more, and operations are still taken."""
+        if self._state is _State.RUNNING:
+            self._move(_State.HASTENING)
+            self._due = True
+            self._wake.set()
+
+    def _drain_on_signal(self, drained: Callable[[], None]) -> None:
+        """SIGTERM, and nobody else acts on it: drain, then say so."""
+        self._closing_on_signal = asyncio.ensure_future(self.close())
+        self._closing_on_signal.add_done_callback(lambda _: drained())
+
+    # ---------------------------------------------------------------------------------------- inside: settlement
+
+    def _settle(
+        self,
+        operations: Sequence[Operation],
+        verdict: Verdict,
+        *,
+        rejections: Sequence[Rejection] | None = None,
+        reason: str = "",
+        status: int = 0,
+        attempts: int = 0,
+    ) -> None:
+        """The one place in which operations end."""
+        count = len(operations)
+        self._counters.settle(verdict, count)
+        self._queue.release(count, sum([len(operation[0]) for operation in operations]))
+        for watch in self._watches:
+            watch.note(operations, verdict)
+        if verdict is Verdict.FAILED:
+            _logger.error("%d operations failed: %s", count, reason)
+        elif verdict is Verdict.REJECTED and rejections:
+            first = rejections[0]
+            _logger.error("%d operations were rejected; the first: %s (field %r)", count, first.reason, first.field)
+        if self._hook is not None:
+            self._hook.call(operations, verdict, rejections, reason, status, attempts)
+        if self._queue.held == 0:
+            self._quiet.set()
+
+
+_CLOSED: Final = "the tracker is closed or closing and takes no more operations"
+_trackers: weakref.WeakSet[CioBatchTracker] = weakref.WeakSet()
+
+
+def _begin_empty_after_fork() -> None:
+    for tracker in list(_trackers):
+        tracker.forget_parent()
+
+
+os.register_at_fork(after_in_child=_begin_empty_after_fork)
+
+
+def _call(tracker: Callable[[], CioBatchTracker | None], method: Callable[[CioBatchTracker], None]) -> None:
+    target = tracker()
+    if target is not None:
+        method(target)
+
+
+def _refuse(future: concurrent.futures.Future[None]) -> None:
+    with contextlib.suppress(concurrent.futures.InvalidStateError):  # it was resolved in this very moment
+        future.set_exception(TrackerClosedError(_CLOSED))
+
+
+def _warn_of_unclosed(queue: OperationQueue) -> None:
+    if queue.held:
+        warnings.warn(
+            f"a CioBatchTracker was not closed and {queue.held} operations were never settled: use "
+            "`async with tracker` or `await tracker.close()`",
+            ResourceWarning,
+            stacklevel=2,
+        )
+
+
+def _check_arguments(
+    *,
+    whole: Mapping[str, tuple[object, int]],
+    seconds: Mapping[str, object],
+    optional: Mapping[str, object],
+    max_pending_bytes: object,
+    overflow: object,
+    before_enqueue: object,
+) -> None:
+    """Name every argument of the tracker that is out of range, in one error."""
+    faults: list[tuple[str, str]] = []
+    for name, (value, least) in whole.items():
+        if value is None and name == "batch_size":
+            continue
+        if type(value) is not int or value < least:
+            faults.append((name, f"must be a whole number of at least {least}"))
+    if type(max_pending_bytes) is not int or max_pending_bytes < ops.MAX_OPERATION_BYTES:
+        faults.append(("max_pending_bytes", f"must be a whole number of at least {ops.MAX_OPERATION_BYTES}"))
+    for name, value in (*seconds.items(), *((name, value) for name, value in optional.items() if value is not None)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            faults.append((name, "must be a finite number above 0"))
+    if overflow not in _OVERFLOWS:
+        faults.append(("overflow", f"must be one of {', '.join(_OVERFLOWS)}"))
+    if inspect.iscoroutinefunction(before_enqueue):
+        faults.append(("before_enqueue", "must be a plain function: it decides before enqueue returns"))
+    if faults:
+        text = "; ".join(f"{name} {fault}" for name, fault in faults)
+        raise ConfigurationError(text, tuple(name for name, _ in faults))

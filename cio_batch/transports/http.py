@@ -1,0 +1,235 @@
+"""One HTTP call to Customer.io: session, credentials, redirects, and every fault turned into an answer.
+
+Rules:
+
+1. A call ends in an :class:`Answer`, whatever happens; only a cancel passes through.
+2. Credentials follow a redirect only to ``*.customer.io`` over TLS, or to the very origin that was configured;
+   anywhere else the redirect is refused. A redirected call keeps its method and body: a POST that became a GET would
+   lose the batch.
+3. The body is read to its end, at most ``MAX_ANSWER_BYTES``, before anybody judges the status.
+4. A reason holds the kind of fault, never a URL's path (v1 has ids in it), a header or a body.
+5. Nothing that belongs to a loop is made before the first call, and a new loop gets a new session.
+
+``aiohttp`` does not repeat a POST on a dropped keep-alive connection, and the server may have read it all: only the
+ULIDs make our repeat harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import ssl
+import weakref
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from cio_batch._version import __version__
+from cio_batch.settings import HttpOptions
+from cio_batch.verdicts import Answer
+
+_logger = logging.getLogger(__name__)
+
+USER_AGENT: Final = f"cio-batch/{__version__}"
+MAX_ANSWER_BYTES: Final = 1_000_000
+_MAX_REDIRECTS: Final = 3
+_REDIRECTS: Final = frozenset({301, 302, 307, 308})
+# Shorter than the 60 s after which common load balancers close an idle connection: a call on a connection that is
+# being closed costs a retry.
+_KEEPALIVE: Final = 15.0
+
+
+def basic_credentials(user: str, password: str) -> str:
+    """Return the value of an ``Authorization`` header. Source: RFC 7617."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+class HttpClient:
+    """Makes calls to one origin with one set of credentials.
+
+    Args:
+        origin: For example ``https://track.customer.io``.
+        authorization: Value of the ``Authorization`` header.
+        options: Timeouts, proxy, certificates, a session of the user's own.
+    """
+
+    def __init__(self, origin: str, authorization: str, options: HttpOptions) -> None:
+        self._origin = origin
+        self._authorization = authorization
+        self._options = options
+        self._timeout = aiohttp.ClientTimeout(
+            total=options.total_timeout, sock_connect=options.connect_timeout, sock_read=options.read_timeout
+        )
+        self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._warned_of_redirect = False
+        _clients.add(self)
+
+    def __repr__(self) -> str:
+        return f"<HttpClient {self._origin}>"
+
+    async def request(
+        self, method: str, path: str, body: bytes | None = None, *, attempt: int = 0, authorized: bool = True
+    ) -> Answer:
+        """Make one call.
+
+        Args:
+            method: The HTTP method.
+            path: Path and query, encoded, from the slash on.
+            body: JSON.
+            attempt: How often this very call was made before; told to the service as ``X-Retry-Count``.
+            authorized: Whether to send the credentials.
+
+        Returns:
+            The answer; with status 0 and a reason when there is none.
+        """
+        headers = {"User-Agent": USER_AGENT, "Accept": "application/json", "Accept-Encoding": "identity"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        if authorized:
+            headers["Authorization"] = self._authorization
+        if attempt:
+            headers["X-Retry-Count"] = str(attempt)
+        url = URL(self._origin + path, encoded=True)
+        for _ in range(_MAX_REDIRECTS + 1):
+            answer, location = await self._call(method, url, body, headers)
+            if answer.status not in _REDIRECTS:
+                return answer
+            target = _join(url, location)
+            if target is None or not self._may_follow(target):
+                return Answer(
+                    0, reason=f"status {answer.status} redirects to another host, which is refused", sent=True
+                )
+            if not self._warned_of_redirect:
+                self._warned_of_redirect = True
+                _logger.warning(
+                    "%s redirects to %s; set the region (or the URL) to that, every call takes two now",
+                    self._origin,
+                    target.origin(),
+                )
+            url = target
+        return Answer(0, reason=f"redirected more than {_MAX_REDIRECTS} times", sent=True)
+
+    def forget_parent(self) -> None:
+        """Forget the session of the parent process; called by itself after a fork."""
+        if self._session is not None:
+            _inherited.append(self._session)
+        self._session = self._loop = None
+
+    async def close(self) -> None:
+        """Close the session, if it is ours and one is open."""
+        session, loop = self._session, self._loop
+        self._session = self._loop = None
+        if session is not None and loop is asyncio.get_running_loop():
+            await session.close()
+
+    async def _call(
+        self, method: str, url: URL, body: bytes | None, headers: dict[str, str]
+    ) -> tuple[Answer, str | None]:
+        """Make one call without following redirects; return the answer and its ``Location``."""
+        try:
+            async with self._ready_session().request(
+                method,
+                url,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                raise_for_status=False,
+                timeout=self._timeout,
+                proxy=self._options.proxy,
+            ) as response:
+                content, complete = await _read(response)
+                answer = Answer(
+                    response.status,
+                    content,
+                    retry_after=response.headers.get("Retry-After"),
+                    complete=complete,
+                )
+                return answer, response.headers.get("Location")
+        except aiohttp.ClientConnectorError as error:
+            return Answer(0, reason=f"no connection ({_kind(error)})", sent=False), None
+        except aiohttp.ConnectionTimeoutError:
+            return Answer(0, reason="no connection (timed out)", sent=False), None
+        except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
+            # TimeoutError is an OSError; ValueError is what aiohttp and yarl raise for answers that are no HTTP.
+            return Answer(0, reason=f"no answer ({_kind(error)})"), None
+
+    def _ready_session(self) -> aiohttp.ClientSession:
+        if self._options.session is not None:
+            return self._options.session
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._loop is not loop or self._session.closed:
+            ca_bundle = self._options.ca_bundle
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=0,  # the tracker's semaphore bounds the calls
+                    keepalive_timeout=_KEEPALIVE,
+                    ssl=True if ca_bundle is None else ssl.create_default_context(cafile=ca_bundle),
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=self._options.trust_env,
+                auto_decompress=False,
+            )
+            self._loop = loop
+        return self._session
+
+    def _may_follow(self, target: URL) -> bool:
+        if str(target.origin()) == str(URL(self._origin).origin()):
+            return True
+        host = target.host or ""
+        return target.scheme == "https" and host.endswith(".customer.io") and target.port == 443
+
+
+async def _read(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
+    """Read a body up to the limit; say whether that was all of it, and readable as it stands."""
+    parts: list[bytes] = []
+    size = 0
+    complete = "Content-Encoding" not in response.headers  # we asked for none, so nobody is to unpack a bomb
+    try:
+        async for part in response.content.iter_any():
+            parts.append(part)
+            size += len(part)
+            if size > MAX_ANSWER_BYTES:
+                response.close()
+                return b"".join(parts)[:MAX_ANSWER_BYTES], False
+    except (aiohttp.ClientError, OSError):
+        # The status stands; whoever needs the body finds it incomplete.
+        return b"".join(parts), False
+    return b"".join(parts), complete
+
+
+def _join(url: URL, location: str | None) -> URL | None:
+    if not location:
+        return None
+    try:
+        target = url.join(URL(location, encoded=True))
+    except ValueError:
+        return None
+    return target if target.host and target.scheme in ("http", "https") else None
+
+
+def _kind(error: BaseException) -> str:
+    """Name a fault without quoting it: a text of aiohttp may hold the URL."""
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    cause = getattr(error, "os_error", None)
+    if isinstance(cause, OSError) and cause.strerror:
+        return f"{type(error).__name__}: {cause.strerror}"
+    return type(error).__name__
+
+
+_clients: Final[weakref.WeakSet[HttpClient]] = weakref.WeakSet()
+# Sessions of a parent process. They are kept, never closed: closing one would unregister the parent's sockets from
+# the poll object that both share.
+_inherited: Final[list[aiohttp.ClientSession]] = []
+
+
+def _forget_parents() -> None:
+    for client in list(_clients):
+        client.forget_parent()
+
+
+os.register_at_fork(after_in_child=_forget_parents)

@@ -1,0 +1,60 @@
+"""Track v2: many operations in one ``POST /api/v2/batch``. The default, because every call costs the same.
+
+An operation is kept in the form of this wire, so a body is its operations joined. What v2 cannot say, anonymous
+events, goes by its v1 call, in chunks of its own.
+
+Source: Track API, ``POST /api/v2/batch`` ("must be smaller than 500kb ... each ... 32kb or smaller"; kb read as
+1,000 bytes, the stricter way).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from cio_batch.operations import ANONYMOUS_KINDS, Operation
+from cio_batch.settings import Settings
+from cio_batch.transports.base import Call
+from cio_batch.transports.track_v1 import open_track_client, send_in_order
+from cio_batch.verdicts import Judgement, judge_batch
+
+_HEAD: Final = b'{"batch":['
+_TAIL: Final = b"]}"
+
+
+class TrackV2Transport:
+    """Sends chunks to ``/api/v2/batch``.
+
+    ``max_operations`` is 2,000: a call costs about 115 microseconds of CPU, so beyond that an event gets no cheaper,
+    while a refused body takes longer to bisect. With the usual 250 to 500 bytes, 500 KB are full before.
+
+    Args:
+        settings: Credentials, host, HTTP options.
+
+    Raises:
+        ConfigurationError: Names the credentials that are missing.
+    """
+
+    max_operations: int = 2_000
+    max_bytes: int = 499_999
+    envelope_bytes: int = len(_HEAD) + len(_TAIL)
+    apart: frozenset[str] = ANONYMOUS_KINDS
+    max_apart: int = 50
+    check: Callable[[Operation], None] | None = None
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = open_track_client(settings)
+
+    async def send(self, operations: Sequence[Operation], call: Call) -> Judgement:
+        """Send one batch (or, for anonymous events, their calls in order) and judge the answer."""
+        if operations[0][2] in ANONYMOUS_KINDS:
+            return await send_in_order(self._client, operations, call)
+        body = _HEAD + b",".join([operation[0] for operation in operations]) + _TAIL
+        await call.gate()
+        answer = await self._client.request("POST", "/api/v2/batch", body, attempt=call.attempt)
+        return judge_batch(answer, len(operations), time.time())
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()

@@ -1,0 +1,280 @@
+"""What an answer means for each operation of a call, and what to do next.
+
+Rules:
+
+1. *Delivered* is said only of operations that the service accepted: a success whose body can be read (or is empty),
+   or a 207 that names only others. Everything unreadable is undecided.
+2. A 207 whose errors cannot all be placed (an index is missing, no integer, or out of range) leaves everything that
+   it does not name undecided; the call is split to find out, and a single operation is rejected.
+3. 400 and 422 refuse the whole call: split it until the culprit stands alone. 413: split. Alone, it is rejected.
+4. 408, 429 and 5xx say nothing about the operations, whatever their body: try again.
+5. 401 and 403 say nothing about them either: pause, and never give them up for it.
+6. Any other 4xx rejects all operations of the call.
+7. What is not decided is repeated with the same bytes; nothing that is decided is ever sent again.
+
+Must not know: asyncio, aiohttp, the clock (``now`` is an argument).
+
+Source: Track API v2, ``POST /api/v2/batch``, answers 200, 207, 400, 401; RFC 9110 (10.2.3 ``Retry-After``, 15).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import email.utils
+import enum
+import math
+from typing import Any, Final, cast
+
+import attrs
+import orjson
+
+
+class Verdict(enum.StrEnum):
+    """What became of an operation. Every accepted operation gets exactly one."""
+
+    DELIVERED = "delivered"
+    """The service accepted it."""
+    REJECTED = "rejected"
+    """The service said no to this one."""
+    FAILED = "failed"
+    """Retries ran out, or the deadline passed."""
+    DROPPED = "dropped"
+    """The overflow policy or ``before_enqueue`` let it go."""
+
+
+class Next(enum.Enum):
+    """What to do with the operations of a call that are not decided."""
+
+    NOTHING = enum.auto()
+    """All are decided."""
+    RETRY = enum.auto()
+    """Send them again, after a wait."""
+    SPLIT = enum.auto()
+    """Send them again in halves."""
+    PAUSE = enum.auto()
+    """The credentials are refused: send nothing until a probe gets through."""
+
+
+@attrs.frozen
+class Answer:
+    """An HTTP answer, read to its end, or the reason why there is none.
+
+    Attributes:
+        status: The HTTP status; 0 when no usable answer came.
+        body: The body, cut off at the transport's limit.
+        retry_after: The text of that header.
+        complete: Whether the body was read to its end.
+        reason: When ``status`` is 0: what went wrong, without content.
+        sent: Whether the request may have reached the service.
+    """
+
+    status: int
+    body: bytes = attrs.field(default=b"", repr=lambda body: f"<{len(body)} bytes>")
+    retry_after: str | None = None
+    complete: bool = True
+    reason: str = ""
+    sent: bool = True
+
+
+@attrs.frozen
+class Rejection:
+    """Why the service said no to an operation.
+
+    Attributes:
+        reason: A word for it, the service's own where it gave one (``"invalid"``).
+        field: The field that it named, or ``""``.
+        message: Its explanation. It may quote content, so it stays out of logs and ``repr``.
+        status: The HTTP status.
+    """
+
+    reason: str
+    field: str = ""
+    message: str = attrs.field(default="", repr=False)
+    status: int = 0
+
+
+@attrs.frozen
+class Judgement:
+    """What an answer means for the operations of a call, by their index.
+
+    Attributes:
+        decided: How many operations, from the head, have a verdict; those of them that are not in ``rejected`` are
+            delivered.
+        rejected: Rejections by index. An index at or behind ``decided`` is decided as well.
+        next: What to do with the others.
+        reason: Why they are undecided, without content: ``"status 503"``, ``"timed out"``.
+        status: The HTTP status behind it, 0 for none.
+        retry_after: Seconds that the service asked to wait, or ``None``.
+        blames: Whether the failure may lie in the operations themselves. A rate limit never does.
+    """
+
+    decided: int
+    rejected: dict[int, Rejection] = attrs.field(factory=dict[int, Rejection])
+    next: Next = Next.NOTHING
+    reason: str = ""
+    status: int = 0
+    retry_after: float | None = None
+    blames: bool = True
+
+
+_MAX_TEXT: Final = 500  # characters of a service's message that are kept
+
+
+def judge_batch(answer: Answer, count: int, now: float) -> Judgement:
+    """Judge the answer to a batch of ``count`` operations.
+
+    Args:
+        answer: The answer.
+        count: Operations in the call, at least 1.
+        now: Unix seconds, for a ``Retry-After`` that is a date.
+    """
+    status = answer.status
+    if 200 <= status < 300:
+        return _judge_success(answer, count)
+    undecided = _undecided(answer, now)
+    if undecided is not None:
+        return undecided
+    if status in (400, 413, 422):
+        if count > 1:
+            return Judgement(0, next=Next.SPLIT, reason=f"status {status}", status=status)
+        return Judgement(0, rejected={0: _read_rejection(answer)}, reason=f"status {status}", status=status)
+    rejection = _read_rejection(answer)
+    return Judgement(0, rejected=dict.fromkeys(range(count), rejection), reason=f"status {status}", status=status)
+
+
+def judge_call(answer: Answer, now: float) -> Judgement:
+    """Judge the answer to a call with a single operation, as Track v1 takes them.
+
+    Args:
+        answer: The answer.
+        now: Unix seconds, for a ``Retry-After`` that is a date.
+    """
+    if 200 <= answer.status < 300:
+        return Judgement(1, status=answer.status) if _success_body(answer) is not None else _unreadable(answer)
+    undecided = _undecided(answer, now)
+    if undecided is not None:
+        return undecided
+    rejection = _read_rejection(answer)
+    return Judgement(0, rejected={0: rejection}, reason=f"status {answer.status}", status=answer.status)
+
+
+def _judge_success(answer: Answer, count: int) -> Judgement:
+    body = _success_body(answer)
+    if body is None:
+        return _unreadable(answer)
+    listed: Any = body.get("errors")
+    if answer.status != 207 and not listed:
+        return Judgement(count, status=answer.status)
+    if not isinstance(listed, list) or not listed:
+        return _unreadable(answer)
+    rejected: dict[int, Rejection] = {}
+    placed = True
+    for entry in cast("Any", listed):
+        error = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
+        index = error.get("batch_index")
+        if type(index) is int and 0 <= index < count:
+            rejected.setdefault(index, _rejection_from(error, answer.status))
+        else:
+            placed = False
+    if placed:
+        return Judgement(count, rejected=rejected, status=answer.status)
+    reason = "a 207 names operations that were not in the call"
+    if count == 1:
+        rejected.setdefault(0, Rejection("misplaced error", status=answer.status))
+    if len(rejected) == count:
+        return Judgement(0, rejected=rejected, reason=reason, status=answer.status)
+    return Judgement(0, rejected=rejected, next=Next.SPLIT, reason=reason, status=answer.status)
+
+
+def _undecided(answer: Answer, now: float) -> Judgement | None:
+    """The judgement of an answer that says nothing about the operations, else ``None``."""
+    status = answer.status
+    if status == 0:
+        return Judgement(0, next=Next.RETRY, reason=answer.reason or "no answer", blames=answer.sent)
+    wait = parse_retry_after(answer.retry_after, now)
+    if status in (401, 403):
+        return Judgement(0, next=Next.PAUSE, reason=f"status {status}", status=status, retry_after=wait, blames=False)
+    if is_retryable(status):
+        blames = status != 429
+        return Judgement(0, next=Next.RETRY, reason=f"status {status}", status=status, retry_after=wait, blames=blames)
+    return None
+
+
+def is_retryable(status: int) -> bool:
+    """Whether a call with this status may succeed later: 408, 429, 5xx, and what no final answer should have."""
+    return status in (408, 429) or status >= 500 or status < 200 or 300 <= status < 400
+
+
+def parse_retry_after(text: str | None, now: float) -> float | None:
+    """Return the seconds to wait that a ``Retry-After`` asks for, at least 0, or ``None`` if it says nothing usable.
+
+    Args:
+        text: Seconds, or an HTTP date.
+        now: Unix seconds.
+    """
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            when = email.utils.parsedate_to_datetime(text)
+        except (ValueError, TypeError, OverflowError):
+            return None
+        if when.tzinfo is None:  # the zone "-0000"; HTTP dates are in GMT
+            when = when.replace(tzinfo=dt.UTC)
+        seconds = when.timestamp() - now
+    if math.isnan(seconds):
+        return None
+    return max(0.0, seconds)
+
+
+def _success_body(answer: Answer) -> dict[str, Any] | None:
+    """The JSON object of a success, an empty one for an empty body, ``None`` for anything else."""
+    if not answer.complete:
+        return None
+    if not answer.body.strip():
+        # No body on a 207 means that errors were lost.
+        return None if answer.status == 207 else {}
+    try:
+        body = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        return None
+    return cast("dict[str, Any]", body) if isinstance(body, dict) else None
+
+
+def _unreadable(answer: Answer) -> Judgement:
+    return Judgement(0, next=Next.RETRY, reason=f"status {answer.status} with an unreadable body", status=answer.status)
+
+
+def _read_rejection(answer: Answer) -> Rejection:
+    """Find the reason in whatever envelope it came: ``errors`` of v2, ``meta`` of v1, or none at all."""
+    try:
+        body: Any = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        body = None
+    if isinstance(body, dict):
+        envelope = cast("dict[str, Any]", body)
+        errors = envelope.get("errors")
+        if isinstance(errors, list) and errors and isinstance(errors[0], dict):
+            return _rejection_from(cast("dict[str, Any]", errors[0]), answer.status)
+        meta = envelope.get("meta")
+        if isinstance(meta, dict):
+            said = cast("dict[str, Any]", meta)
+            texts: Any = said.get("errors") or [said.get("error")]
+            first = cast("Any", texts)[0] if isinstance(texts, list) else None
+            return Rejection(f"status {answer.status}", message=_text(first), status=answer.status)
+    return Rejection(f"status {answer.status}", status=answer.status)
+
+
+def _rejection_from(error: dict[str, Any], status: int) -> Rejection:
+    return Rejection(
+        reason=_text(error.get("reason")) or f"status {status}",
+        field=_text(error.get("field")),
+        message=_text(error.get("message")),
+        status=status,
+    )
+
+
+def _text(value: object) -> str:
+    return value[:_MAX_TEXT] if isinstance(value, str) else ""
