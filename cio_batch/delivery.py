@@ -89,13 +89,13 @@ class Flight:
         chunk: What was taken from the backlog.
         segments: What is undecided of it, in order; the first is the one being sent.
         holds_slot: Whether it holds a slot of the semaphore.
-        bisections: Calls spent on bisecting refusals since the last pause for it.
+        refusals: Calls that the service refused as a whole, since the last pause for that.
     """
 
     chunk: Chunk
     segments: deque[_Segment]
     holds_slot: bool = True
-    bisections: int = 0
+    refusals: int = 0
 
     def __len__(self) -> int:
         return sum(len(segment.operations) for segment in self.segments)
@@ -229,6 +229,8 @@ class Delivery:
     def abandon(self) -> list[Operation]:
         """Give up everything that is left: remove and return it, those in flight first."""
         left = list(self.undecided())
+        for flight in self._flights.values():
+            flight.segments.clear()  # a task that ignored its cancel finds nothing to decide
         self._flights.clear()
         while (operation := self.backlog.drop_oldest()) is not None:
             left.append(operation)
@@ -268,11 +270,15 @@ class Delivery:
         while flight.segments:
             segment = flight.segments[0]
             judgement = await self._attempt(flight, segment)
+            if not flight.segments:
+                return  # abandoned meanwhile
             self._apply(flight, segment, judgement)
+            if judgement.refuses_call:
+                self._count_refusal(flight, judgement)
             if not segment.operations:
                 flight.segments.popleft()
             elif judgement.next is Next.SPLIT and len(segment.operations) > 1:
-                await self._bisect(flight, segment, judgement)
+                self._split(flight, segment)
             elif judgement.next is not Next.PAUSE:
                 await self._fail(flight, segment, judgement)
             # After PAUSE the next attempt waits by itself, as a probe.
@@ -388,13 +394,12 @@ class Delivery:
                 attempts=attempts,
             )
 
-    async def _bisect(self, flight: Flight, segment: _Segment, judgement: Judgement) -> None:
-        """Send what the service refused as a whole in halves, in order."""
-        flight.bisections += 1
-        self._split(flight, segment)
+    def _count_refusal(self, flight: Flight, judgement: Judgement) -> None:
+        """Pause when bisecting a chunk takes more calls than some bad operations in it would explain."""
+        flight.refusals += 1
         size = len(flight.chunk.operations)
-        if flight.bisections > 2 * _CULPRITS_BEFORE_PAUSE * max(1, math.ceil(math.log2(size))):
-            flight.bisections = 0
+        if flight.refusals > 2 * _CULPRITS_BEFORE_PAUSE * max(1, math.ceil(math.log2(size))):
+            flight.refusals = 0
             _logger.error(
                 "the service refuses call after call (%s): pausing, since this looks like more than single bad "
                 "operations",

@@ -44,6 +44,8 @@ MAX_NAME_BYTES: Final = 100
 MAX_ATTRIBUTES: Final = 300
 MAX_ATTRIBUTE_NAME_BYTES: Final = 150
 MAX_ATTRIBUTE_VALUE_BYTES: Final = 1_000
+MAX_DECIMAL_DIGITS: Final = 900
+"""Ours: with sign, point, zeros and exponent a Decimal then stays within the bytes of an attribute's value."""
 
 Key: TypeAlias = str | bytes
 """What order is kept by: a person's id as given (``str``), or the JSON of any other identifier (``bytes``); the two
@@ -112,7 +114,9 @@ class CioId:
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
         _check_id("cio_id", self.value)
-        return {"cio_id": self.value.removeprefix("cio_")}
+        bare = self.value.removeprefix("cio_")
+        _check_id("cio_id", bare)
+        return {"cio_id": bare}
 
 
 @attrs.frozen
@@ -395,6 +399,8 @@ def delivery_event(delivery_id: str, metric: DeliveryMetric, device_token: str) 
 def _related(
     targets: Iterable[PersonId | AnonymousId | ObjectRef | Relationship],
 ) -> tuple[Relationship, ...]:
+    if isinstance(targets, str):  # it is iterable, too: each letter would become a person
+        raise InvalidOperationError("relationships", "must be a list or another iterable, got str")
     return tuple(target if isinstance(target, Relationship) else Relationship(target) for target in targets)
 
 
@@ -560,7 +566,7 @@ def _write_person(draft: Draft, _now: float, _new_id: Callable[[], str]) -> tupl
 
 def _write_device(draft: Draft, now: float, new_id: Callable[[], str]) -> tuple[_Wire, list[Key]]:
     wire, keys = _write_person(draft, now, new_id)
-    device = dict(draft.device or {})
+    device = _mapping("device", draft.device)
     token = device.get("token")
     if not isinstance(token, str) or not token.strip() or token in _CLIMBING:
         raise InvalidOperationError("device.token", "must be text that is not empty, '.' or '..'")
@@ -650,6 +656,12 @@ KINDS: Final = frozenset(_WRITERS)
 """Every kind that can be said."""
 
 
+def _mapping(field: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidOperationError(field, f"must be a mapping, got {type(value).__name__}")
+    return dict(cast("Mapping[str, Any]", value))
+
+
 def _required(draft: Draft) -> Sequence[Relationship]:
     if not draft.relationships:
         raise InvalidOperationError("relationships", "must name at least one")
@@ -657,14 +669,19 @@ def _required(draft: Draft) -> Sequence[Relationship]:
 
 
 def _write_relationships(
-    relationships: Sequence[Relationship],
+    relationships: object,
     keys: list[Key],
     identifiers_of: Callable[[str, Subject], dict[str, str]],
 ) -> list[_Wire]:
     """Write them in order, and add the key of each end to ``keys``."""
+    if not isinstance(relationships, (list, tuple)):
+        reason = f"must be a list or tuple of Relationship, got {type(relationships).__name__}"
+        raise InvalidOperationError("relationships", reason)
     written: list[_Wire] = []
-    for index, relationship in enumerate(relationships):
+    for index, relationship in enumerate(cast("Sequence[object]", relationships)):
         field = f"relationships[{index}]"
+        if not isinstance(relationship, Relationship):
+            raise InvalidOperationError(field, f"must be a Relationship, got {type(relationship).__name__}")
         identifiers = identifiers_of(field, relationship.to)
         keys.append(_key(identifiers))
         entry: _Wire = {"identifiers": identifiers}
@@ -760,17 +777,17 @@ def _unix_seconds(field: str, value: object) -> int:
         if value.tzinfo is None or value.utcoffset() is None:
             raise InvalidOperationError(field, _NAIVE)
         return math.floor(value.timestamp())
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         reason = f"must be unix seconds or an aware datetime, got {type(value).__name__}"
         raise InvalidOperationError(field, reason)
-    if not 0 <= value <= _MAX_TIMESTAMP:
+    if not 0 <= value <= _MAX_TIMESTAMP:  # NaN is not between any two numbers
         raise InvalidOperationError(field, "must be unix seconds between 0 and 99999999999 (not milliseconds)")
     return int(value)
 
 
 def _check_ulid(value: object) -> str:
     """Return the ULID in upper case, its canonical form."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value.isascii():  # the upper case of some other letters is ASCII
         upper = value.upper()
         if _ULID.fullmatch(upper) is not None:
             return upper
@@ -799,8 +816,10 @@ def _dumps(field: str, value: Any) -> bytes:
     try:
         encoded = orjson.dumps(value, _plain, _OPTIONS)
     except (TypeError, RecursionError):
+        encoded = b""
+    if not encoded:  # out of the except clause, so that no foreign error, whose text may hold content, is chained
         _find_fault(field, value, 0)
-        raise InvalidOperationError(field, "cannot be encoded as JSON") from None
+        raise InvalidOperationError(field, "cannot be encoded as JSON")
     # orjson writes NaN and infinities as null without a word, so look closer only where one stands.
     if b"null" in encoded:
         _find_fault(field, value, 0)
@@ -814,7 +833,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (dt.date, dt.time)):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
-        if not value.is_finite() or value.adjusted() > 308:
+        if _decimal_fault(value) is not None:
             raise TypeError
         return orjson.Fragment(str(value))
     kind = cast("Any", type(value))
@@ -829,12 +848,19 @@ def _plain(value: Any) -> Any:
     raise TypeError
 
 
+def _decimal_fault(value: decimal.Decimal) -> str | None:
+    if not value.is_finite() or math.isinf(float(value)):
+        return "is a Decimal that is not finite or exceeds 1.8e308, which JSON parsers refuse"
+    if len(value.as_tuple().digits) > MAX_DECIMAL_DIGITS:
+        return f"is a Decimal of more than {MAX_DECIMAL_DIGITS} digits"
+    return None
+
+
 def _find_fault(path: str, value: Any, depth: int) -> None:
     """Walk a value in the way of the encoder and raise for the first part that cannot be sent, by its path."""
     if depth > _MAX_DEPTH:
-        raise InvalidOperationError(
-            path.partition(".")[0], f"is nested deeper than {_MAX_DEPTH} levels or holds itself"
-        )
+        root = re.split(r"[.\[]", path, maxsplit=1)[0]
+        raise InvalidOperationError(root, f"is nested deeper than {_MAX_DEPTH} levels or holds itself")
     if value is None or isinstance(value, (bool, uuid.UUID, orjson.Fragment)):
         return
     if isinstance(value, enum.Enum):
@@ -858,20 +884,24 @@ def _find_fault(path: str, value: Any, depth: int) -> None:
             _utf8_size(f"a key of {path}", name)
             _find_fault(f"{path}.{name if len(name) <= 50 else '<long key>'}", item, depth + 1)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for part in dataclasses.fields(value):
-            if not part.name.startswith("_"):
-                _find_fault(f"{path}.{part.name}", getattr(value, part.name), depth + 1)
+        # The encoder writes all that stands in the __dict__, a cached property too.
+        parts = vars(value) if hasattr(value, "__dict__") else [part.name for part in dataclasses.fields(value)]
+        for name in parts:
+            if not name.startswith("_"):
+                _find_fault(f"{path}.{name}", getattr(value, name), depth + 1)
     elif isinstance(value, dt.datetime):
         _unix_seconds(path, value)
     elif isinstance(value, decimal.Decimal):
-        if not value.is_finite() or value.adjusted() > 308:
-            raise InvalidOperationError(path, "is a Decimal that is not finite or exceeds 1e308")
+        fault = _decimal_fault(value)
+        if fault is not None:
+            raise InvalidOperationError(path, fault)
     else:
         try:
             plain = _plain(value)
-        except TypeError:
-            reason = f"is of type {type(value).__name__}, which cannot be encoded"
-            raise InvalidOperationError(path, reason) from None
+        except Exception:  # noqa: BLE001 - a mapping of the user's may raise what it likes, with content in the text
+            plain = None
+        if plain is None:
+            raise InvalidOperationError(path, f"is of type {type(value).__name__}, which cannot be encoded")
         _find_fault(path, plain, depth + 1)
 
 

@@ -11,6 +11,9 @@ Rules:
 5. An ignored SIGTERM stays ignored.
 6. Trackers come and go in any order; when the last one goes, the handler from before is put back, unless somebody
    else has put a new one in between.
+7. Somebody may set a handler over ours, call ours from it, or put ours back later (uvicorn does, and raises the signal
+   again). So each handler of ours remembers for good what it was set over. One that is called by a handler above it
+   does not own the exit, whatever it was set over.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import attrs
 
 _logger = logging.getLogger(__name__)
 
-_Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
+_Found: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
 
 
 @attrs.frozen(eq=False)
@@ -47,13 +50,22 @@ class Watch:
     drain: Callable[[Callable[[], None]], None]
 
 
+@attrs.frozen(eq=False)
+class _Handler:
+    """A handler that was set, and what it was set over. Usually there is one; see rule 7."""
+
+    found: _Found
+    tell: Callable[[_Handler, int, FrameType | None], None]
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self.tell(self, signum, frame)
+
+
 class _Sigterm:
-    """The state of the one handler of this process."""
+    """What the handlers of this process share."""
 
     def __init__(self) -> None:
         self._watches: list[Watch] = []
-        self._previous: _Handler = None
-        self._installed = False
         self._undrained: list[Watch] = []
         self._raising = False
 
@@ -63,13 +75,11 @@ class _Sigterm:
             _logger.debug("SIGTERM is not watched: signal handlers can be set in the main thread only")
             return False
         current = signal.getsignal(signal.SIGTERM)
-        if current != self._on_signal:
-            # Either ours was never set, or somebody set another one over it without calling ours: chain to that.
+        if not isinstance(current, _Handler):
+            # Either ours was never set, or somebody set another one over it.
             if current in (signal.SIG_IGN, None):
                 return False
-            self._previous = current
-            signal.signal(signal.SIGTERM, self._on_signal)
-            self._installed = True
+            signal.signal(signal.SIGTERM, _Handler(current, self._on_signal))
         self._watches.append(watch)
         return True
 
@@ -77,7 +87,7 @@ class _Sigterm:
         """Forget ``watch``; the last one to go puts the handler from before back."""
         if watch in self._watches:
             self._watches.remove(watch)
-        if self._watches or not self._installed or self._raising:
+        if self._watches or self._raising:
             return
         if threading.current_thread() is not threading.main_thread():
             return  # nobody is left to tell, so the handler only passes the signal on
@@ -88,33 +98,37 @@ class _Sigterm:
         self._watches.clear()
         self._undrained.clear()
         self._raising = False
-        if self._installed:
-            self._restore()
+        self._restore()
 
-    def _restore(self) -> None:
-        if signal.getsignal(signal.SIGTERM) == self._on_signal:
-            signal.signal(signal.SIGTERM, self._previous)
-        self._installed = False
-        self._previous = None
+    @staticmethod
+    def _restore() -> None:
+        current = signal.getsignal(signal.SIGTERM)
+        if isinstance(current, _Handler):
+            signal.signal(signal.SIGTERM, current.found)
 
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        alive = [watch for watch in self._watches if not watch.loop.is_closed()]
-        if callable(self._previous):
-            for watch in alive:
-                self._call(watch, watch.hasten)
-            self._previous(signum, frame)
+    def _on_signal(self, handler: _Handler, signum: int, frame: FrameType | None) -> None:
+        if callable(handler.found):
+            self._hasten()
+            handler.found(signum, frame)
+        elif signal.getsignal(signal.SIGTERM) is not handler:
+            self._hasten()
         elif not self._raising:
             self._raising = True
-            self._undrained = alive
-            if not alive:
+            # In a loop that stands still nobody would drain, and the process would never end.
+            self._undrained = [watch for watch in self._watches if watch.loop.is_running()]
+            if not self._undrained:
                 self._raise_again()
-            for watch in alive:
+            for watch in list(self._undrained):
                 self._call(watch, functools.partial(watch.drain, functools.partial(self._drained, watch)))
+
+    def _hasten(self) -> None:
+        for watch in self._watches:
+            self._call(watch, watch.hasten)
 
     def _call(self, watch: Watch, callback: Callable[[], None]) -> None:
         try:
             watch.loop.call_soon_threadsafe(callback)
-        except RuntimeError:  # the loop was closed in this very moment
+        except RuntimeError:  # the loop is closed
             self._drained(watch)
 
     def _drained(self, watch: Watch) -> None:

@@ -72,7 +72,8 @@ _MOVES: Final[Mapping[_State, frozenset[_State]]] = {
     # Back to running: a second loop after the first was closed.
     _State.RUNNING: frozenset({_State.RUNNING, _State.HASTENING, _State.DRAINING}),
     _State.HASTENING: frozenset({_State.RUNNING, _State.DRAINING}),
-    _State.DRAINING: frozenset({_State.CLOSED}),
+    # Back to new: the loop ended without close(), so a second loop may begin.
+    _State.DRAINING: frozenset({_State.NEW, _State.CLOSED}),
     _State.CLOSED: frozenset(),
 }
 
@@ -212,7 +213,22 @@ class CioBatchTracker:
             on_first=lambda: _call(me, CioBatchTracker._begin_to_linger),
             on_batch=lambda: _call(me, CioBatchTracker._wake_up),
         )
-        self._delivery = Delivery(
+        self._delivery = self._new_delivery()
+        self._watches: list[_FlushWatch] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = False
+        self._stopping = False
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._closing: asyncio.Task[Report] | None = None
+        self._drain_deadline: float | None = None  # loop time; of the drain that goes on
+        self._closing_on_signal: asyncio.Task[Report] | None = None
+        self._drained: Callable[[], None] | None = None
+        self._signal_watch: signals.Watch | None = None
+        self._foreign: set[concurrent.futures.Future[None]] = set()
+        self._finalizer = weakref.finalize(self, _warn_of_unclosed, self._queue)
+
+    def _new_delivery(self) -> Delivery:
+        return Delivery(
             transport=self._transport,
             backlog=Backlog(
                 max_operations=self._batch_size,
@@ -227,16 +243,6 @@ class CioBatchTracker:
             counters=self._counters,
             settle=self._settle,
         )
-        self._watches: list[_FlushWatch] = []
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = False
-        self._stopping = False
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._closing: asyncio.Task[Report] | None = None
-        self._closing_on_signal: asyncio.Task[Report] | None = None
-        self._signal_watch: signals.Watch | None = None
-        self._foreign: set[concurrent.futures.Future[None]] = set()
-        self._finalizer = weakref.finalize(self, _warn_of_unclosed, self._queue)
 
     def __repr__(self) -> str:
         return f"<CioBatchTracker {self._state} held={self._queue.held}>"
@@ -760,7 +766,11 @@ class CioBatchTracker:
                 await self._wake.wait()
             except asyncio.CancelledError:
                 if not self._stopping and self._state is not _State.CLOSED and not self._loop_goes_on():
-                    await self._last_resort()
+                    try:
+                        await self._last_resort()
+                    finally:
+                        if self._drained is not None:
+                            self._drained()
                 raise
             self._hand_over()
 
@@ -793,7 +803,7 @@ class CioBatchTracker:
 
     # ------------------------------------------------------------------------------------------ inside: the end
 
-    async def _drain(self, timeout: float) -> Report:
+    async def _drain(self, timeout: float, then: _State = _State.CLOSED) -> Report:
         if self._state is _State.NEW:
             self._move(_State.CLOSED)
             self._finalizer.detach()
@@ -801,6 +811,9 @@ class CioBatchTracker:
             return self._totals(0)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
+        if self._drain_deadline is not None:  # a drain that somebody cancelled goes on; its deadline holds
+            deadline = min(deadline, self._drain_deadline)
+        self._drain_deadline = deadline
         if self._state is not _State.DRAINING:
             self._move(_State.DRAINING)
         self._queue.turn_away(TrackerClosedError(_CLOSED))
@@ -829,8 +842,13 @@ class CioBatchTracker:
         except Exception as error:  # noqa: BLE001 - the operations are settled; a close that fails must not hide that
             _logger.warning("closing the transport failed: %s", type(error).__name__)
         self._unwatch_signal()
-        self._finalizer.detach()
-        self._move(_State.CLOSED)
+        self._move(then)
+        if then is _State.CLOSED:
+            self._finalizer.detach()
+        else:
+            self._loop = self._drain_deadline = None
+            self._stopping = False
+            self._delivery = self._new_delivery()
         for future in list(self._foreign):
             _refuse(future)
         return self._totals(len(left))
@@ -861,7 +879,9 @@ class CioBatchTracker:
         if closing or self._queue.held == 0:
             return
         _logger.warning("the event loop ends without close(): draining %d operations", self._queue.held)
-        report = await self._drain(self._drain_timeout)
+        # Nobody closed it, so another loop may use it: a script that calls asyncio.run more than once.
+        then = _State.CLOSED if self._state is _State.DRAINING else _State.NEW
+        report = await self._drain(self._drain_timeout, then)
         if report.left:
             warnings.warn(
                 f"{report.left} operations were lost to the deadline because the tracker was not closed in time: "
@@ -879,8 +899,18 @@ class CioBatchTracker:
 
     def _drain_on_signal(self, drained: Callable[[], None]) -> None:
         """SIGTERM, and nobody else acts on it: drain, then say so."""
-        self._closing_on_signal = asyncio.ensure_future(self.close())
-        self._closing_on_signal.add_done_callback(lambda _: drained())
+        task = asyncio.get_running_loop().create_task(self.close(), name="cio_batch close on SIGTERM")
+        self._closing_on_signal = task
+        task.add_done_callback(functools.partial(self._closed_on_signal, drained))
+
+    def _closed_on_signal(self, drained: Callable[[], None], task: asyncio.Task[Report]) -> None:
+        """The drain is over, or somebody cancelled this waiting for it, which is no reason to end the process."""
+        if not task.cancelled() or self._state is _State.CLOSED or self._queue.held == 0:
+            drained()
+        elif self._loop_goes_on():
+            self._drain_on_signal(drained)
+        else:
+            self._drained = drained  # the program ends by itself; its last resort goes on with the drain
 
     # ---------------------------------------------------------------------------------------- inside: settlement
 

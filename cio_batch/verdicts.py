@@ -105,6 +105,7 @@ class Judgement:
         reason: Why they are undecided, without content: ``"status 503"``, ``"timed out"``.
         status: The HTTP status behind it, 0 for none.
         retry_after: Seconds that the service asked to wait, or ``None``.
+        refuses_call: Whether the service refused the call as a whole (400, 422), with however many operations in it.
         blames: Whether the failure may lie in the operations themselves. A rate limit never does.
     """
 
@@ -114,6 +115,7 @@ class Judgement:
     reason: str = ""
     status: int = 0
     retry_after: float | None = None
+    refuses_call: bool = False
     blames: bool = True
 
 
@@ -135,9 +137,12 @@ def judge_batch(answer: Answer, count: int, now: float) -> Judgement:
     if undecided is not None:
         return undecided
     if status in (400, 413, 422):
+        refuses_call = status != 413
+        reason = f"status {status}"
         if count > 1:
-            return Judgement(0, next=Next.SPLIT, reason=f"status {status}", status=status)
-        return Judgement(0, rejected={0: _read_rejection(answer)}, reason=f"status {status}", status=status)
+            return Judgement(0, next=Next.SPLIT, reason=reason, status=status, refuses_call=refuses_call)
+        rejected = {0: _read_rejection(answer)}
+        return Judgement(0, rejected=rejected, reason=reason, status=status, refuses_call=refuses_call)
     rejection = _read_rejection(answer)
     return Judgement(0, rejected=dict.fromkeys(range(count), rejection), reason=f"status {status}", status=status)
 

@@ -1,0 +1,407 @@
+"""The simulator over HTTP: the only module here that knows aiohttp and the loop.
+
+Rules:
+
+1. A call goes one way: headers, fault drawn, body read, checked, held, fault or poison, credentials, applied,
+   answered. Nothing is applied before the whole body was read and checked, and one call is applied in one go.
+2. Whoever waits (latency, black hole) waits for ``stop`` at the same time; so ``stop`` is prompt in every state.
+3. Nothing that belongs to a loop is made in the constructor. After ``stop`` the simulator may be started
+   again: it comes back at the same address with the same workspace, as a service does after an outage.
+4. Calls below ``/simulator/`` are answered beside all this: no fault meets them and nothing counts them.
+
+Source: track-openapi.json, paths.
+"""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import http
+import operator
+import secrets
+from collections.abc import AsyncGenerator, Hashable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import orjson
+from aiohttp import web
+
+from cio_batch.simulator.calls import Call, batch_error, read_call
+from cio_batch.simulator.checks import Problem
+from cio_batch.simulator.control import answer_control
+from cio_batch.simulator.faults import Fault, Faults
+from cio_batch.simulator.keys import objects_of, people_of
+from cio_batch.simulator.routes import Target, find_target
+from cio_batch.simulator.traffic import Traffic
+from cio_batch.simulator.workspace import Workspace
+
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+"""Far above every limit of Customer.io, so that it is their answer which the client gets."""
+
+_SUCCESS: Final = b"{}\n"
+_HTML: Final = (
+    b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n"
+    b"<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n</body>\r\n</html>\r\n"
+)
+_REFUSED: Final = Problem("invalid", "identifiers", "identifiers were refused by the simulator")
+
+
+class Simulator:
+    """A local Customer.io: real HTTP, the Track API's answers, faults on order.
+
+    Use it as an async context manager, or call ``start`` and, whatever happens, ``stop``::
+
+        async with Simulator() as sim:
+            sim.faults.order("rate_limit", retry_after="0")
+            ...  # point a client at sim.url
+            assert sim.workspace.person("id", "42").events
+
+    Args:
+        site_id: The user name of the credentials that it accepts.
+        track_api_key: Their password.
+        host: Where to listen.
+        port: The port; 0 lets the system choose one.
+        latency: Seconds that every answer to a Track call takes after its operations were applied.
+        faults: What goes wrong; nothing, unless given.
+        keep: Keep every operation, so that tests can look at it; without, millions of events fit into memory.
+        too_large_status: 400 as the published document says, or 413 as a proxy in front would answer.
+
+    Attributes:
+        latency: As above; may be set at any time.
+        workspace: What the workspace holds now.
+        traffic: What came over the wire.
+        faults: What goes wrong; may be replaced at any time.
+    """
+
+    def __init__(
+        self,
+        *,
+        site_id: str = "site",
+        track_api_key: str = "key",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        latency: float = 0.0,
+        faults: Faults | None = None,
+        keep: bool = True,
+        too_large_status: int = 400,
+    ) -> None:
+        if too_large_status not in (400, 413):
+            message = f"too_large_status is 400 or 413, not {too_large_status}"
+            raise ValueError(message)
+        self.latency = latency
+        self.faults = faults or Faults()
+        self.traffic = Traffic()
+        self.workspace = Workspace(keep=keep)
+        self._site_id = site_id
+        self._track_api_key = track_api_key
+        self._host = host
+        self._port = port
+        self._too_large_status = too_large_status
+        self._runner: web.AppRunner | None = None
+        self._stopping: asyncio.Event | None = None
+
+    def __repr__(self) -> str:
+        state = "stopped" if self._runner is None else self.url
+        return f"<Simulator {state} calls={self.traffic.calls} people={len(self.workspace.people)}>"
+
+    @property
+    def port(self) -> int:
+        """The port; the one given, until ``start`` has found the real one."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """The origin to send calls to, without a trailing slash; known once it has been started.
+
+        Raises:
+            RuntimeError: It was never started, and the port is the system's to choose.
+        """
+        if self._port == 0:
+            message = "the simulator has no address before it is started"
+            raise RuntimeError(message)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment variables that point another process at this simulator."""
+        return {
+            "CUSTOMERIO_SITE_ID": self._site_id,
+            "CUSTOMERIO_TRACK_API_KEY": self._track_api_key,
+            "CUSTOMERIO_TRACK_URL": self.url,
+        }
+
+    async def start(self) -> None:
+        """Listen; on return, calls are answered. ``stop`` must follow.
+
+        Raises:
+            RuntimeError: It is running already.
+            OSError: The address cannot be had.
+        """
+        if self._runner is not None:
+            message = "the simulator is running already"
+            raise RuntimeError(message)
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        # Handlers end with their client, so that a black hole does not outlive whoever fell into it.
+        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        self._runner = runner
+        self._stopping = asyncio.Event()
+        try:
+            await runner.setup()
+            await web.TCPSite(runner, self._host, self._port).start()
+        except BaseException:
+            self._runner = None
+            await runner.cleanup()
+            raise
+        self._port = runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Close every connection and stop listening, well within a second; doing so twice is harmless.
+
+        A late answer is given at once, a black-holed or unread call is cut off. State and counts stay.
+        """
+        runner, self._runner = self._runner, None
+        if runner is None:
+            return
+        if self._stopping is not None:
+            self._stopping.set()
+        await runner.cleanup()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def reset(self) -> None:
+        """Begin anew: an empty workspace, no counts, no faults. The address stays."""
+        self.workspace = Workspace(keep=self.workspace.keep)
+        self.traffic = Traffic()
+        self.faults = Faults()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if request.raw_path.startswith("/simulator/"):
+            status, body = answer_control(self, request.method, request.raw_path, await request.read())
+            return web.Response(status=status, body=body, content_type="application/json")
+
+        traffic = self.traffic
+        headers = request.headers
+        traffic.begin(headers.get("User-Agent", ""), headers.get("X-Retry-Count", ""))
+        try:
+            response = await self._track(request, traffic)
+        except web.HTTPException as error:
+            traffic.statuses[error.status] += 1
+            raise
+        finally:
+            traffic.end()
+        if response is None:
+            # The connection is closed already; aiohttp only needs something that it cannot send.
+            return web.Response()
+        traffic.statuses[response.status] += 1
+        return response
+
+    async def _track(self, request: web.Request, traffic: Traffic) -> web.Response | None:
+        # Returns None where the client gets no answer.
+        target = find_target(request.method, request.raw_path)
+        if isinstance(target, int):
+            traffic.unknown_calls += 1
+            reason = http.HTTPStatus(target).phrase.lower()
+            return _json({"meta": {"error": reason}}, target)
+        traffic.calls_by_path[target.route.template] += 1
+
+        fault = self.faults.draw()
+        if fault is not None and fault.kind == "drop_before":
+            self.faults.count(fault.kind)
+            _cut_off(request)
+            return None
+
+        body = await request.read()
+        traffic.largest_body_bytes = max(traffic.largest_body_bytes, len(body))
+        call = Call()
+        for _ in read_call(call, target, request.query, body):
+            await asyncio.sleep(0)
+        if target.route.name == "batch":
+            traffic.batch_sizes.append(call.size)
+        async with self._holding(request, traffic, call):
+            return await self._carry_out(request, target, call, fault)
+
+    @contextlib.asynccontextmanager
+    async def _holding(self, request: web.Request, traffic: Traffic, call: Call) -> AsyncGenerator[None]:
+        people: set[Hashable] = set()
+        objects: set[Hashable] = set()
+        for _, operation, _ in call.accepted:
+            people.update(people_of(operation))
+            objects.update(objects_of(operation))
+
+        def is_gone() -> bool:
+            return request.transport is None or request.transport.is_closing()
+
+        holds = (
+            traffic.hold_people(frozenset(people), is_gone),
+            traffic.hold_objects(frozenset(objects), is_gone),
+        )
+        try:
+            yield
+        finally:
+            traffic.release(*holds)
+
+    async def _carry_out(
+        self, request: web.Request, target: Target, call: Call, fault: Fault | None
+    ) -> web.Response | None:
+        faults = self.faults
+        if fault is not None:
+            match fault.kind:
+                case "latency" | "partial" | "drop_after" | "drop_before":
+                    pass  # these come after, or around, an answer that is otherwise right
+                case "black_hole":
+                    faults.count(fault.kind)
+                    await self._pause(None)
+                    _cut_off(request)
+                    return None
+                case "raw":
+                    faults.count(fault.kind)
+                    self.traffic.statuses[fault.status] += 1
+                    _send_raw(request, fault)
+                    return None
+                case _:
+                    faults.count(fault.kind)
+                    return _fault_response(target, fault)
+
+        if target.route.needs_auth and not self._is_authorized(request):
+            return _unauthorized()
+        if faults.poison is not None and faults.has_poison([each.operation for each in call.accepted]):
+            faults.count("poison")
+            return _refusal(target, [_POISONED], faults.poison_status)
+
+        if fault is not None and fault.kind == "partial":
+            self._refuse_some(target, call, fault)
+        response = self._apply(request, target, call)
+        if fault is not None and fault.kind == "drop_after":
+            faults.count(fault.kind)
+            _cut_off(request)
+            return None
+        latency = self.latency
+        if fault is not None and fault.kind == "latency":
+            faults.count(fault.kind)
+            latency += fault.latency
+        if latency > 0:
+            await self._pause(latency)
+        return response
+
+    def _refuse_some(self, target: Target, call: Call, fault: Fault) -> None:
+        chosen = self.faults.choose(fault, [each.position for each in call.accepted])
+        if not chosen:
+            return
+        self.faults.count(fault.kind)
+        refused = [each for each in call.accepted if each.position in chosen]
+        self.faults.refused_operations += [each.operation for each in refused]
+        if target.route.name == "batch":
+            call.accepted = [each for each in call.accepted if each.position not in chosen]
+            call.refused += [batch_error(each.position, _REFUSED) for each in refused]
+            call.refused.sort(key=operator.itemgetter("batch_index"))
+        else:
+            call.accepted = []
+            call.refusal = [_REFUSED]
+
+    def _apply(self, request: web.Request, target: Target, call: Call) -> web.Response:
+        # No await in here: a call is applied in one go, in the order of its array.
+        if call.refusal:
+            status = self._too_large_status if call.is_too_large else 400
+            return _refusal(target, call.refusal, status)
+        name = target.route.name
+        # "This endpoint requires a Content-type: application/json header."
+        if name == "unsubscribe" and request.content_type != "application/json":
+            problem = Problem("invalid", "", "Content-Type must be application/json")
+            return _refusal(target, [problem], 400)
+        for _, operation, raw in call.accepted:
+            self.workspace.apply(operation, raw)
+        if call.refused:
+            return _json({"errors": call.refused}, 207)
+        if name == "submit_form":
+            return web.Response(status=204)
+        if name == "region":
+            return _json({"url": "https://track.customer.io", "region": "us", "environment_id": 1}, 200)
+        return web.Response(body=_SUCCESS, content_type="application/json")
+
+    def _is_authorized(self, request: web.Request) -> bool:
+        scheme, _, encoded = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "basic":
+            return False
+        try:
+            given = base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        return secrets.compare_digest(given, f"{self._site_id}:{self._track_api_key}".encode())
+
+    async def _pause(self, seconds: float | None) -> None:
+        # Ends early when the simulator stops; for ever where no seconds are given.
+        if self._stopping is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._stopping.wait()
+
+
+_POISONED: Final = Problem("invalid", "batch", "request could not be processed")
+
+
+def _json(content: Any, status: int) -> web.Response:
+    body = orjson.dumps(content) + b"\n"
+    return web.Response(status=status, body=body, content_type="application/json")
+
+
+def _unauthorized() -> web.Response:
+    return web.Response(status=401, text="Unauthorized request\n")
+
+
+def _refusal(target: Target, problems: Any, status: int) -> web.Response:
+    if target.route.version == 2:
+        return _json({"errors": [problem._asdict() for problem in problems]}, status)
+    if target.route.name == "merge":
+        return _json({"meta": {"error": problems[0].message}}, status)
+    return _json({"meta": {"errors": [problem.message for problem in problems]}}, status)
+
+
+def _fault_response(target: Target, fault: Fault) -> web.Response:
+    headers = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
+    match fault.kind:
+        case "rate_limit":
+            response = _refusal(target, [Problem("rate_limit", "", "rate limit exceeded")], fault.status)
+        case "server_error":
+            response = _refusal(target, [Problem("internal", "", "internal server error")], fault.status)
+        case "html_error":
+            return web.Response(status=fault.status, body=_HTML, content_type="text/html")
+        case "unavailable":
+            response = web.Response(status=fault.status, text="Service Unavailable\n")
+        case "unauthorized":
+            return _unauthorized()
+        case "redirect":
+            return web.Response(status=fault.status, headers={"Location": fault.location})
+        case _:
+            return _refusal(target, [Problem("invalid", "batch", "request was refused")], fault.status)
+    response.headers.update(headers)
+    return response
+
+
+def _send_raw(request: web.Request, fault: Fault) -> None:
+    # Past aiohttp, which would correct what is wrong on purpose.
+    headers = dict(fault.headers)
+    names = {name.lower() for name in headers}
+    if "content-length" not in names and "transfer-encoding" not in names:
+        headers["Content-Length"] = str(len(fault.body))
+    lines = [f"HTTP/1.1 {fault.status} Simulated", *(f"{name}: {value}" for name, value in headers.items())]
+    head = "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
+    if request.transport is not None:
+        request.transport.write(head + fault.body)
+        request.transport.close()
+
+
+def _cut_off(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
