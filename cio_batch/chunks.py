@@ -36,10 +36,12 @@ class Chunk:
     Attributes:
         operations: In the order in which they go out.
         keys: Every person or object in it; they are held back elsewhere until :meth:`Backlog.release`.
+        nbytes: The sum of the bodies.
     """
 
     operations: list[Operation]
     keys: set[Key]
+    nbytes: int
 
 
 class Backlog:
@@ -59,8 +61,9 @@ class Backlog:
 
     # Invariants, between any two calls:
     #   _blocked == _out | _lanes.keys()
-    #   every lane is the lane of a person who is out, or stands in _open, or begins with an operation that another
-    #   person whom it names will bring up: one who is out, stands in _open, or has an earlier one to send
+    #   every lane is the lane of a person who is out, or stands in _open or _rested (in one of them), or begins with an
+    #   operation that another person whom it names will bring up: one who is out, stands there, or has an earlier one
+    #   _rested_operations is the sum of the lengths of the lanes in _rested
     def __init__(
         self,
         *,
@@ -74,20 +77,25 @@ class Backlog:
         # Each operation brings its separator; the last one has none.
         self._room = max_bytes - envelope_bytes + SEPARATOR_BYTES
         self._apart = frozenset(apart)
+        self._special = self._apart | FINAL_KINDS  # one look tells the common operation from those with rules
         self._max_apart = max_apart
         self._fresh: deque[Operation] = deque()
         self._fresh_bytes = 0
         self._due_fresh = 0  # how many at the head of _fresh are due
-        # In the order of their making. An OrderedDict, because a dict whose head was deleted again and again is slow to
-        # find its first entry: 100,000 calls of drop_oldest() took 1.4 s.
+        # In the order of their making. An OrderedDict, because a dict whose head was deleted again and again is slow
+        # to find its first entry: 100,000 calls of drop_oldest() took 1.4 s.
         self._lanes: OrderedDict[Key, deque[Operation]] = OrderedDict()
         self._repeats = 0  # how many times operations stand in lanes besides their first
         self._due_lanes: set[Key] = set()
-        # Whose lanes are to be tried by the next take(), each once: who cannot be taken from for long would otherwise
-        # be noted again with every drop_oldest().
+        # Whose lanes are to be tried by the next take(); those in _rested wait for a full chunk, like the fresh.
         self._open: OrderedDict[Key, None] = OrderedDict()
+        self._rested: OrderedDict[Key, None] = OrderedDict()
+        self._rested_operations = 0
         self._out: set[Key] = set()
         self._blocked: set[Key] = set()
+        # All that was ever added: the mean tells when the lanes in _rested fill a chunk, without measuring them.
+        self._added = 1
+        self._added_bytes = 0
 
     def __len__(self) -> int:
         return len(self._fresh) + sum(map(len, self._lanes.values())) - self._repeats
@@ -107,21 +115,29 @@ class Backlog:
                 yield operation
         yield from self._fresh
 
-    def add(self, operations: Iterable[Operation], nbytes: int) -> None:
+    def add(self, operations: Collection[Operation], nbytes: int) -> None:
         """Take operations over, in order of arrival; ``nbytes`` is the sum of their bodies."""
         self._fresh.extend(operations)
         self._fresh_bytes += nbytes
+        self._added += len(operations)
+        self._added_bytes += nbytes
 
     def expire(self) -> None:
         """Make everything that waits now due, wherever it is."""
         self._due_fresh = len(self._fresh)
         self._due_lanes.update(self._lanes)
+        self._rested.clear()
+        self._rested_operations = 0
         self._open = OrderedDict.fromkeys(key for key in self._lanes if key not in self._out)
 
     def ready(self) -> bool:
         """Whether :meth:`take` may find a chunk that is full or due."""
-        return bool(
-            self._open or self._due_fresh or len(self._fresh) >= self._max_operations or self._fresh_bytes >= self._room
+        if self._open or self._due_fresh:
+            return True
+        rested = self._rested_operations
+        return (
+            len(self._fresh) + rested >= self._max_operations
+            or self._fresh_bytes + rested * self._added_bytes // self._added >= self._room
         )
 
     def take(self) -> Chunk | None:
@@ -132,14 +148,14 @@ class Backlog:
         while self.ready():
             operations: list[Operation] = []
             keys: set[Key] = set()
-            closed: set[Key] = set()  # of whom nothing more goes into this chunk
-            room = self._take_lanes(operations, keys, closed)
-            if room:
-                self._take_fresh(operations, keys, closed, room)
+            room, full = self._take_lanes(operations, keys)
+            if not full:
+                room = self._take_fresh(operations, keys, room)
             if operations:
                 self._out |= keys
                 self._blocked |= keys
-                return Chunk(operations, keys)
+                nbytes = self._room - room - len(operations) * SEPARATOR_BYTES
+                return Chunk(operations, keys, nbytes)
         return None
 
     def release(self, chunk: Chunk) -> None:
@@ -149,17 +165,12 @@ class Backlog:
         if not self._lanes:
             return
         for key in chunk.keys & self._lanes.keys():
-            lane = self._lanes[key]
-            if key in self._due_lanes or self._must_stay(lane):
-                self._blocked.add(key)
+            self._blocked.add(key)
+            if key in self._due_lanes:
                 self._open[key] = None
-                continue
-            # Neither due nor a chunk of its own: it waits on like everything fresh, at the head.
-            del self._lanes[key]
-            self._fresh.extendleft(reversed(lane))
-            self._fresh_bytes += sum(len(operation[0]) for operation in lane)
-            if self._due_fresh:
-                self._due_fresh += len(lane)
+            elif key not in self._open:
+                self._rested[key] = None
+                self._rested_operations += len(self._lanes[key])
 
     def restore(self, chunk: Chunk, undecided: Iterable[Operation]) -> None:
         """Put what is left of a chunk back to the head, in its order and due, and release its persons."""
@@ -180,11 +191,7 @@ class Backlog:
             operation = lane[0]
             keys = _keys(operation)
             if all(self._lanes[each][0] is operation for each in keys):
-                for each in keys:
-                    self._lanes[each].popleft()
-                self._repeats -= len(keys) - 1
-                for each in keys:
-                    self._head_changed(each)
+                self._remove_heads(keys)
                 return operation
         if self._fresh:
             operation = self._fresh.popleft()
@@ -195,114 +202,160 @@ class Backlog:
 
     # ------------------------------------------------------------------------------------------------- inside
 
-    def _take_lanes(self, operations: list[Operation], keys: set[Key], closed: set[Key]) -> int:
-        """Take from the lanes that are open. Return the room that is left, 0 when the chunk must stay as it is."""
-        room = self._room
-        for _ in range(len(self._open)):
-            key, _ = self._open.popitem(last=False)
-            while key in self._lanes and key not in self._out and key not in closed:
-                operation = self._lanes[key][0]
-                among = _keys(operation)
-                if len(among) > 1 and not self._is_next_of_all(operation, among, closed):
-                    break  # the lane of the other one brings it up again
-                if operations and self._is_apart(operation) != self._is_apart(operations[0]):
-                    self._open[key] = None
-                    break
-                size = len(operation[0]) + SEPARATOR_BYTES
-                if operations and (size > room or len(operations) >= self._limit(operations[0])):
-                    self._open[key] = None
-                    self._open.move_to_end(key, last=False)
-                    return 0
-                room -= size
-                operations.append(operation)
-                keys.update(among)
-                if operation[2] in FINAL_KINDS:
-                    closed.update(among)
-                self._repeats -= len(among) - 1
-                for each in among:
-                    self._lanes[each].popleft()
-                for each in among:
-                    self._head_changed(each, besides=key)
-        # What is apart is not mixed with what is fresh; it finds its own kind in the lanes.
-        return 0 if operations and self._is_apart(operations[0]) else room
+    def _take_lanes(self, operations: list[Operation], keys: set[Key]) -> tuple[int, bool]:
+        """Take from the lanes that may be tried, the due ones first.
 
-    def _take_fresh(self, operations: list[Operation], keys: set[Key], closed: set[Key], room: int) -> None:
-        fresh, blocked, apart, final = self._fresh, self._blocked, self._apart, FINAL_KINDS
+        Returns:
+            The room that is left, and whether nothing more may be added.
+        """
+        room, special = self._room, self._special
+        closed: set[Key] = set()  # of whom nothing more goes into this chunk
         limit, alone = self._max_operations, False
-        gone, gone_bytes = 0, 0
-        while fresh:
-            operation = fresh[0]
-            body, key, kind = operation
-            size = len(body)
-            if kind in apart and not operations:
-                limit, alone = self._max_apart, True
-            if isinstance(key, tuple):
-                waits = not blocked.isdisjoint(key) or not closed.isdisjoint(key)
-            else:
-                waits = key in blocked or key in closed
-            if waits:
-                self._hold(operation, due=gone < self._due_fresh)
-            elif (kind in apart) is not alone:
-                if alone:
+        back: list[Key] = []  # whose turn is in another chunk
+        full = False
+        while not full and (self._open or self._rested):
+            key = self._next_lane()
+            lane = self._lanes.get(key)
+            if lane is None or key in self._out or key in closed:
+                continue
+            while lane:
+                operation = lane[0]
+                body, whom, kind = operation
+                size = len(body) + SEPARATOR_BYTES
+                if isinstance(whom, tuple) or kind in special or alone:
+                    among = _keys(operation)
+                    if len(among) > 1 and not self._is_next_of_all(operation, among, closed):
+                        break  # the lane of the other one brings it up again
+                    if operations and (kind in self._apart) is not alone:
+                        back.append(key)
+                        break
+                    if kind in self._apart:
+                        limit, alone = self._max_apart, True
+                    if operations and (size > room or len(operations) >= limit):
+                        back.append(key)
+                        full = True
+                        break
+                    if kind in FINAL_KINDS:
+                        closed.update(among)
+                    self._remove_heads(among, besides=key)
+                    keys.update(among)
+                elif operations and (size > room or len(operations) >= limit):
+                    back.append(key)
+                    full = True
                     break
-                self._hold(operation, due=gone < self._due_fresh)
-                self._open.update(dict.fromkeys(_keys(operation)))
-            elif operations and (len(operations) >= limit or size + SEPARATOR_BYTES > room):
-                break
-            else:
-                operations.append(operation)
-                room -= size + SEPARATOR_BYTES
-                if isinstance(key, tuple):
-                    keys.update(key)
                 else:
+                    lane.popleft()
                     keys.add(key)
-                if kind in final:
-                    closed.update(_keys(operation))
-            fresh.popleft()
-            gone += 1
-            gone_bytes += size
-        self._due_fresh = max(0, self._due_fresh - gone)
-        self._fresh_bytes -= gone_bytes
+                operations.append(operation)
+                room -= size
+                if key in closed:
+                    break
+            if not lane:
+                self._forget_lane(key)
+        for key in reversed(back):
+            if key not in keys:  # else release() brings it up again
+                self._await_turn(key)
+        self._blocked |= closed
+        # What is apart is not mixed with what is fresh; it finds its own kind in the lanes.
+        return room, full or alone
+
+    def _await_turn(self, key: Key) -> None:
+        """Let a lane be tried by the next chunk: at once if it is due, else by the next full one."""
+        waiting = self._open if key in self._due_lanes else self._rested
+        waiting[key] = None
+        waiting.move_to_end(key, last=False)
+        if waiting is self._rested:
+            self._rested_operations += len(self._lanes[key])
+
+    def _next_lane(self) -> Key:
+        if self._open:
+            return self._open.popitem(last=False)[0]
+        key = self._rested.popitem(last=False)[0]
+        self._rested_operations -= len(self._lanes[key])
+        return key
+
+    def _take_fresh(self, operations: list[Operation], keys: set[Key], room: int) -> int:
+        """Take from what is fresh, and hold back what must wait; return the room that is left."""
+        fresh, blocked, special = self._fresh, self._blocked, self._special
+        limit, alone = self._max_operations, False
+        before, held_bytes, room_before = len(fresh), 0, room
+        taken_before = len(operations)
+        while fresh:
+            operation = fresh.popleft()
+            body, key, kind = operation
+            size = len(body) + SEPARATOR_BYTES
+            if (not blocked.isdisjoint(key)) if isinstance(key, tuple) else (key in blocked):
+                self._hold(operation, due=before - len(fresh) <= self._due_fresh)
+                held_bytes += size - SEPARATOR_BYTES
+                continue
+            if kind in special or alone:
+                apart = kind in self._apart
+                if apart and not operations:
+                    limit, alone = self._max_apart, True
+                if apart is not alone:
+                    if alone:
+                        fresh.appendleft(operation)
+                        break
+                    self._hold(operation, due=before - len(fresh) <= self._due_fresh)
+                    self._open.update(dict.fromkeys(_keys(operation)))
+                    held_bytes += size - SEPARATOR_BYTES
+                    continue
+            if operations and (size > room or len(operations) >= limit):
+                fresh.appendleft(operation)
+                break
+            operations.append(operation)
+            room -= size
+            if isinstance(key, tuple):
+                keys.update(key)
+            else:
+                keys.add(key)
+            if kind in FINAL_KINDS:
+                blocked.update(_keys(operation))  # nothing more of them; the chunk holds them from here on
+        self._due_fresh = max(0, self._due_fresh - (before - len(fresh)))
+        taken = len(operations) - taken_before
+        self._fresh_bytes -= held_bytes + room_before - room - taken * SEPARATOR_BYTES
+        return room
 
     def _hold(self, operation: Operation, *, due: bool) -> None:
         keys = _keys(operation)
         self._repeats += len(keys) - 1
         for key in keys:
-            self._blocked.add(key)
-            self._lanes.setdefault(key, deque()).append(operation)
+            lane = self._lanes.get(key)
+            if lane is None:
+                self._lanes[key] = deque((operation,))
+                self._blocked.add(key)
+            else:
+                lane.append(operation)
+                if key in self._rested:
+                    self._rested_operations += 1
             if due:
                 self._due_lanes.add(key)
 
-    def _head_changed(self, key: Key, besides: Key | None = None) -> None:
-        """Forget a lane that has become empty; let one whose head has become another be tried."""
-        if not self._lanes[key]:
-            del self._lanes[key]
-            self._due_lanes.discard(key)
-            if key not in self._out:
-                self._blocked.discard(key)
-        elif key != besides:
-            self._open[key] = None
+    def _remove_heads(self, keys: tuple[Key, ...], besides: Key | None = None) -> None:
+        """Take the operation at the head of these lanes out of them; ``besides`` is being taken from."""
+        self._repeats -= len(keys) - 1
+        for key in keys:
+            lane = self._lanes[key]
+            if key in self._rested:
+                del self._rested[key]
+                self._rested_operations -= len(lane)
+            lane.popleft()
+            if key == besides:
+                continue
+            if not lane:
+                self._forget_lane(key)
+            elif key not in self._out:
+                self._open[key] = None
+
+    def _forget_lane(self, key: Key) -> None:
+        del self._lanes[key]
+        self._due_lanes.discard(key)
+        self._open.pop(key, None)
+        if key not in self._out:
+            self._blocked.discard(key)
 
     def _is_next_of_all(self, operation: Operation, among: tuple[Key, ...], closed: set[Key]) -> bool:
         return all(each not in self._out and each not in closed and self._lanes[each][0] is operation for each in among)
-
-    def _is_apart(self, operation: Operation) -> bool:
-        return operation[2] in self._apart
-
-    def _limit(self, first: Operation) -> int:
-        return self._max_apart if self._is_apart(first) else self._max_operations
-
-    def _must_stay(self, lane: deque[Operation]) -> bool:
-        """Whether a lane fills a chunk of its own, or holds what cannot go back among the fresh.
-
-        It looks at no more than a chunk's worth, so that a long lane is not read again with each of its chunks.
-        """
-        room = self._room
-        for count, (body, key, kind) in enumerate(lane, 1):
-            room -= len(body) + SEPARATOR_BYTES
-            if room <= 0 or count >= self._max_operations or isinstance(key, tuple) or kind in self._apart:
-                return True
-        return False
 
 
 def _keys(operation: Operation) -> tuple[Key, ...]:

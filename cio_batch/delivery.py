@@ -23,7 +23,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Protocol
 
 import attrs
@@ -60,12 +60,13 @@ class Settle(Protocol):
         operations: Sequence[Operation],
         verdict: Verdict,
         *,
+        nbytes: int | None = None,
         rejections: Sequence[Rejection] | None = None,
         reason: str = "",
         status: int = 0,
         attempts: int = 0,
     ) -> None:
-        """Take them; ``rejections`` goes with ``REJECTED``, one for each."""
+        """Take them; ``nbytes`` is the sum of their bodies where known; ``rejections`` has one for each."""
         ...
 
 
@@ -181,7 +182,7 @@ class Delivery:
         for flight in self._flights.values():
             yield from flight
 
-    def add(self, operations: Iterable[Operation], nbytes: int, *, due: bool) -> None:
+    def add(self, operations: Collection[Operation], nbytes: int, *, due: bool) -> None:
         """Take operations over; with ``due`` everything that waits goes out without waiting for fuller chunks."""
         self.backlog.add(operations, nbytes)
         if due:
@@ -370,7 +371,8 @@ class Delivery:
         segment.attempts = 0  # something was decided, so this is not one and the same failure any more
         if not rejected and judgement.decided == len(operations):
             segment.operations = []
-            self._settle(operations, Verdict.DELIVERED, status=judgement.status, attempts=attempts)
+            nbytes = flight.chunk.nbytes if len(operations) == len(flight.chunk.operations) else None
+            self._settle(operations, Verdict.DELIVERED, nbytes=nbytes, status=judgement.status, attempts=attempts)
             return
         decided = operations[: judgement.decided]
         delivered = [operation for index, operation in enumerate(decided) if index not in rejected]

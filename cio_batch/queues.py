@@ -49,8 +49,6 @@ class OperationQueue(asyncio.Queue[Operation]):
 
     Attributes:
         accepted: How many operations were ever accepted.
-        held: How many of them are not settled.
-        held_bytes: Their encoded bytes.
         batch_ready: Whether the flush task has a batch to fetch.
     """
 
@@ -74,20 +72,34 @@ class OperationQueue(asyncio.Queue[Operation]):
         self._on_first = on_first
         self._on_batch = on_batch
         self._waiting: deque[_Waiter] = deque()
-        self._nbytes = 0
+        # Only ever growing, so that an operation that enters costs two additions: what is queued and what is held are
+        # differences.
         self.accepted = 0
-        self.held = 0
-        self.held_bytes = 0
+        self._accepted_bytes = 0
+        self._taken = 0  # out of the queue itself
+        self._taken_bytes = 0
+        self._settled = 0
+        self._settled_bytes = 0
         self.batch_ready = False
-        # What the fast path compares with. Set to the warning level until the warning was given, then to the
-        # bounds, so that the warning costs the fast path nothing.
+        # Below the bounds until the warning was given.
         self._soft_operations = self._warn_operations = int(max_operations * _WARN_SHARE)
         self._soft_bytes = self._warn_bytes = int(max_bytes * _WARN_SHARE)
+        self._watch()
+
+    @property
+    def held(self) -> int:
+        """How many operations are accepted and not settled."""
+        return self.accepted - self._settled
+
+    @property
+    def held_bytes(self) -> int:
+        """Their encoded bytes."""
+        return self._accepted_bytes - self._settled_bytes
 
     @property
     def queued_bytes(self) -> int:
         """Encoded bytes of what is in the queue itself."""
-        return self._nbytes
+        return self._accepted_bytes - self._taken_bytes
 
     def queued(self) -> Iterator[Operation]:
         """What is in the queue itself, in order."""
@@ -100,17 +112,28 @@ class OperationQueue(asyncio.Queue[Operation]):
 
     def full(self) -> bool:
         """Whether the next operation would have to wait."""
-        return bool(self._waiting) or self.held >= self._max_operations or self.held_bytes >= self._max_bytes
+        return self.waiting > 0 or self.held >= self._max_operations or self.held_bytes >= self._max_bytes
 
     def offer(self, operation: Operation) -> bool:
         """Accept an operation if there is room and nobody waits; say whether it was accepted."""
+        accepted_bytes = self._accepted_bytes + len(operation[0])
+        if self.accepted < self._watch_operations and accepted_bytes < self._watch_bytes:
+            self._queue.append(operation)
+            self.accepted += 1
+            self._accepted_bytes = accepted_bytes
+            return True
         size = len(operation[0])
-        if (
-            self._waiting or self.held >= self._soft_operations or self.held_bytes + size > self._soft_bytes
-        ) and not self._has_room(size):
+        if not self._has_room(size):
             return False
         self._enter(operation, size)
         return True
+
+    def count_dropped(self) -> None:
+        """Count an operation that was accepted and dropped in one step, without ever being queued."""
+        self.accepted += 1
+        self._taken += 1
+        self._settled += 1
+        self._watch()
 
     def put_nowait(self, item: Operation) -> None:
         """Accept an operation, or raise ``asyncio.QueueFull``."""
@@ -123,7 +146,10 @@ class OperationQueue(asyncio.Queue[Operation]):
         Cancellation: While it waits, the operation is not accepted. If room came in the same instant, it is.
         """
         if not self.offer(item):
-            await self.wait_for_room(item)
+            try:
+                await self.wait_for_room(item)
+            finally:
+                self.release(0, 0)  # after a cancel, whoever stood behind may fit
 
     def wait_for_room(self, operation: Operation) -> asyncio.Future[None]:
         """Take a place among those who wait; the future is done once the operation is accepted.
@@ -132,6 +158,7 @@ class OperationQueue(asyncio.Queue[Operation]):
         """
         room = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiter(operation, len(operation[0]), room))
+        self._watch()
         return room
 
     def turn_away(self, error: Exception) -> None:
@@ -140,6 +167,7 @@ class OperationQueue(asyncio.Queue[Operation]):
             waiter = self._waiting.popleft()
             if not waiter.room.done():
                 waiter.room.set_exception(error)
+        self._watch()
 
     async def get(self) -> Operation:
         """Refuse: nobody would wake the caller, because only whole batches are announced (see Rule 4)."""
@@ -148,25 +176,28 @@ class OperationQueue(asyncio.Queue[Operation]):
 
     def take_all(self) -> tuple[deque[Operation], int]:
         """Hand over everything in the queue, in order, with its encoded bytes."""
-        taken, nbytes = self._queue, self._nbytes
-        self._queue, self._nbytes = deque(), 0
+        taken, nbytes = self._queue, self.queued_bytes
+        self._queue = deque()
+        self._taken, self._taken_bytes = self.accepted, self._accepted_bytes
         self.batch_ready = False
+        self._watch()
         return taken, nbytes
 
     def release(self, count: int, nbytes: int) -> None:
         """Operations were settled: give their room to those who wait for it."""
-        self.held -= count
-        self.held_bytes -= nbytes
+        self._settled += count
+        self._settled_bytes += nbytes
         if self.held < self._max_operations * _CALM_SHARE and self.held_bytes < self._max_bytes * _CALM_SHARE:
             self._soft_operations, self._soft_bytes = self._warn_operations, self._warn_bytes
         while self._waiting:
             waiter = self._waiting[0]
             if not waiter.room.done():
                 if not self._fits(waiter.size):
-                    return
+                    break
                 self._enter(waiter.operation, waiter.size)
                 waiter.room.set_result(None)
             self._waiting.popleft()
+        self._watch()
 
     def _init(self, maxsize: int) -> None:
         self._queue = deque()
@@ -176,8 +207,25 @@ class OperationQueue(asyncio.Queue[Operation]):
 
     def _get(self) -> Operation:
         operation = self._queue.popleft()
-        self._nbytes -= len(operation[0])
+        self._taken += 1
+        self._taken_bytes += len(operation[0])
+        self._watch()
         return operation
+
+    def _watch(self) -> None:
+        """Set the marks below which ``offer`` has nothing to think about.
+
+        They are where the queue is not empty any more, a batch is ready, the warning is due, or a bound is reached.
+        """
+        if self._waiting or not self._queue:
+            self._watch_operations = self._watch_bytes = 0
+            return
+        operations = self._settled + self._soft_operations
+        nbytes = self._settled_bytes + self._soft_bytes
+        if not self.batch_ready:
+            operations = min(operations, self._taken + self._batch_operations - 1)
+            nbytes = min(nbytes, self._taken_bytes + self._batch_bytes)
+        self._watch_operations, self._watch_bytes = operations, nbytes
 
     def _fits(self, size: int) -> bool:
         return self.held < self._max_operations and self.held_bytes + size <= self._max_bytes
@@ -188,7 +236,8 @@ class OperationQueue(asyncio.Queue[Operation]):
             self._waiting.popleft()
         if self._waiting or not self._fits(size):
             return False
-        if (self._soft_operations, self._soft_bytes) != (self._max_operations, self._max_bytes):
+        warned = (self._soft_operations, self._soft_bytes) == (self._max_operations, self._max_bytes)
+        if not warned and (self.held >= self._soft_operations or self.held_bytes + size > self._soft_bytes):
             self._soft_operations, self._soft_bytes = self._max_operations, self._max_bytes
             _logger.warning(
                 "the queue is %d%% full: %d of %d operations, %d of %d bytes wait or are in flight; "
@@ -205,12 +254,11 @@ class OperationQueue(asyncio.Queue[Operation]):
         queue = self._queue
         first = not queue
         queue.append(operation)
-        if first:
-            self._on_first()
         self.accepted += 1
-        self.held += 1
-        self.held_bytes += size
-        self._nbytes += size
-        if not self.batch_ready and (len(queue) >= self._batch_operations or self._nbytes >= self._batch_bytes):
+        self._accepted_bytes += size
+        if first:  # only now, so that whoever is called sees numbers that agree
+            self._on_first()
+        if not self.batch_ready and (len(queue) >= self._batch_operations or self.queued_bytes >= self._batch_bytes):
             self.batch_ready = True
             self._on_batch()
+        self._watch()

@@ -7,12 +7,14 @@ Rules:
 
 1. The wait before repeat *n* (from 0) is ``min(base_delay * 2**n, max_delay)``, and jitter on top of it.
 2. A ``Retry-After`` is a floor: jitter comes on top of it, never off. It is capped at ``max_retry_after``.
-3. What is raised in the end is the last error, unchanged.
+3. No wait is shortened: one that would end after ``max_elapsed`` is not begun.
+4. What is raised in the end is the last error, unchanged.
 """
 
 from __future__ import annotations
 
 import random as random_module
+import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
@@ -94,18 +96,29 @@ async def with_retry(
         return not retry_if(error)
 
     def wait_gen(**_: Any) -> Generator[float, Any, None]:
-        return waits(chosen)
+        return _until_elapsed(waits(chosen), chosen.max_elapsed)
 
     attempt: Callable[[], Awaitable[T]] = backoff.on_exception(
         wait_gen,
         Exception,
         max_tries=chosen.max_retries + 1,
-        max_time=chosen.max_elapsed,
+        max_time=None,  # it would cut the last wait off, a Retry-After too, and reads the wall clock
         jitter=None,  # it is inside the generator: backoff's own would shorten a Retry-After
         giveup=give_up,
         logger=None,
     )(_as_coroutine_function(call))
     return await attempt()
+
+
+def _until_elapsed(waits: Generator[float, object, None], max_elapsed: float | None) -> Generator[float, object, None]:
+    """The same waits, and an end, at which ``backoff`` gives up, before one that would last too long."""
+    began = time.monotonic()
+    problem = yield next(waits)
+    while True:
+        seconds = waits.send(problem)
+        if max_elapsed is not None and time.monotonic() - began + seconds > max_elapsed:
+            return
+        problem = yield seconds
 
 
 def _as_coroutine_function(call: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:

@@ -48,12 +48,20 @@ _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
 _REMEDY: Final = "set these in your environment or .env file"
 
 
-def _positive(owner: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
-    if value is None:
-        return
-    if not _is_number(value) or not value > 0 or math.isinf(value):
-        msg = f"{type(owner).__name__}.{attribute.name} must be a number of seconds above 0, got {value!r}"
-        raise ConfigurationError(msg, (attribute.name,))
+def _seconds_faults(options: object, *names: str) -> list[tuple[str, str]]:
+    faults: list[tuple[str, str]] = []
+    for name in names:
+        value = getattr(options, name)
+        if not _is_number(value) or not value > 0 or math.isinf(value):
+            faults.append((name, f"must be a number of seconds above 0, got {value!r}"))
+    return faults
+
+
+def _raise_for_options(options: object, faults: list[tuple[str, str]]) -> None:
+    if faults:
+        owner = type(options).__name__
+        msg = "; ".join(f"{owner}.{name} {fault}" for name, fault in faults)
+        raise ConfigurationError(msg, tuple(name for name, _ in faults))
 
 
 def _is_number(value: object) -> bool:
@@ -79,21 +87,21 @@ class HttpOptions:
         ConfigurationError: A value is not usable.
     """
 
-    total_timeout: float = attrs.field(default=30.0, validator=_positive)
-    connect_timeout: float = attrs.field(default=5.0, validator=_positive)
-    read_timeout: float = attrs.field(default=20.0, validator=_positive)
+    total_timeout: float = 30.0
+    connect_timeout: float = 5.0
+    read_timeout: float = 20.0
     proxy: str | None = attrs.field(default=None, repr=False)  # may hold credentials
     ca_bundle: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     trust_env: bool = False
     session: aiohttp.ClientSession | None = attrs.field(default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.proxy is not None and not urlsplit(self.proxy).hostname:
-            msg = "HttpOptions.proxy must be a URL such as http://host:port"
-            raise ConfigurationError(msg, ("proxy",))
+        faults = _seconds_faults(self, "total_timeout", "connect_timeout", "read_timeout")
+        if self.proxy is not None and not _has_host(self.proxy):
+            faults.append(("proxy", "must be a URL such as http://host:port"))
         if self.ca_bundle is not None and not self.ca_bundle.is_file():
-            msg = f"HttpOptions.ca_bundle must be a readable PEM file, but {self.ca_bundle} is no file"
-            raise ConfigurationError(msg, ("ca_bundle",))
+            faults.append(("ca_bundle", f"must be a readable PEM file, but {self.ca_bundle} is no file"))
+        _raise_for_options(self, faults)
 
 
 @attrs.frozen(kw_only=True)
@@ -118,19 +126,21 @@ class RetryOptions:
     """
 
     max_retries: int = 3
-    base_delay: float = attrs.field(default=1.0, validator=_positive)
-    max_delay: float = attrs.field(default=30.0, validator=_positive)
+    base_delay: float = 1.0
+    max_delay: float = 30.0
     jitter: float | Literal["full"] = 0.3
-    max_elapsed: float | None = attrs.field(default=None, validator=_positive)
-    max_retry_after: float = attrs.field(default=300.0, validator=_positive)
+    max_elapsed: float | None = None
+    max_retry_after: float = 300.0
 
     def __attrs_post_init__(self) -> None:
+        faults = _seconds_faults(self, "base_delay", "max_delay", "max_retry_after")
+        if self.max_elapsed is not None:
+            faults += _seconds_faults(self, "max_elapsed")
         if type(self.max_retries) is not int or self.max_retries < 0:
-            msg = f"RetryOptions.max_retries must be a whole number of at least 0, got {self.max_retries!r}"
-            raise ConfigurationError(msg, ("max_retries",))
+            faults.append(("max_retries", f"must be a whole number of at least 0, got {self.max_retries!r}"))
         if self.jitter != "full" and not (_is_number(self.jitter) and 0 <= self.jitter <= 1):
-            msg = f"RetryOptions.jitter must be between 0 and 1, or 'full', got {self.jitter!r}"
-            raise ConfigurationError(msg, ("jitter",))
+            faults.append(("jitter", f"must be between 0 and 1, or 'full', got {self.jitter!r}"))
+        _raise_for_options(self, faults)
 
 
 QUEUE_RETRY: Final = RetryOptions(max_retries=9)
@@ -266,9 +276,16 @@ def _well_formed_key(value: object) -> bool:
     return isinstance(value, str) and bool(value) and value.isprintable() and value == value.strip()
 
 
+def _has_host(url: object) -> bool:
+    try:
+        return isinstance(url, str) and bool(urlsplit(url).hostname)
+    except ValueError:
+        return False
+
+
 def _origin_fault(value: object) -> str | None:
     expected = "must be an origin such as https://track.customer.io, without path, query or user"
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.isprintable() or any(char in value for char in " ?#"):
         return expected
     try:
         parts = urlsplit(value)
@@ -277,7 +294,7 @@ def _origin_fault(value: object) -> str | None:
         return expected
     if parts.scheme not in ("http", "https") or not parts.hostname or not valid_port:
         return expected
-    if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
+    if parts.path not in ("", "/") or "@" in parts.netloc:
         return expected
     return None
 

@@ -280,7 +280,7 @@ class CioBatchTracker:
         if self._guarded:
             await self.submit(ops.event(user_id, name, data, timestamp=timestamp, id=id))
             return
-        operation = ops.encode_event(user_id, name, data, timestamp, id, now=time.time(), new_id=ulid_now)
+        operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ulid_now)
         # From here on the same as _admit, written out: another coroutine would cost as much as the encoding of an id.
         if self._open_loop is not asyncio.get_running_loop():
             self._enter()
@@ -631,7 +631,7 @@ class CioBatchTracker:
 
     def _drop_at_door(self, operations: Sequence[Operation], reason: str) -> None:
         """Count an operation that was let go before it entered the queue, encoded or not."""
-        self._queue.accepted += 1
+        self._queue.count_dropped()
         self._counters.settle(Verdict.DROPPED, 1)
         if self._hook is not None and operations:
             self._hook.call(operations, Verdict.DROPPED, None, reason, 0, 0)
@@ -919,6 +919,7 @@ class CioBatchTracker:
         operations: Sequence[Operation],
         verdict: Verdict,
         *,
+        nbytes: int | None = None,
         rejections: Sequence[Rejection] | None = None,
         reason: str = "",
         status: int = 0,
@@ -927,7 +928,9 @@ class CioBatchTracker:
         """The one place in which operations end."""
         count = len(operations)
         self._counters.settle(verdict, count)
-        self._queue.release(count, sum([len(operation[0]) for operation in operations]))
+        if nbytes is None:
+            nbytes = sum([len(operation[0]) for operation in operations])
+        self._queue.release(count, nbytes)
         for watch in self._watches:
             watch.note(operations, verdict)
         if verdict is Verdict.FAILED:

@@ -155,7 +155,7 @@ def judge_call(answer: Answer, now: float) -> Judgement:
         now: Unix seconds, for a ``Retry-After`` that is a date.
     """
     if 200 <= answer.status < 300:
-        return Judgement(1, status=answer.status) if _success_body(answer) is not None else _unreadable(answer)
+        return _judge_success(answer, 1)
     undecided = _undecided(answer, now)
     if undecided is not None:
         return undecided

@@ -1,0 +1,214 @@
+"""The command ``cio-batch``: a demo without credentials, a sender of NDJSON files, a local Customer.io.
+
+====================  =================================================================================
+``demo``              events through a tracker and every fault; its producers are stopped half-way
+``send``              operations from an NDJSON file to Customer.io, or to a simulator
+``simulate``          a local Customer.io until Ctrl-C
+``_producer``         the process that the demo stops
+``plan``              which events the demo makes                                             (pure)
+``record``            what a producer says about its events, and how it is read back
+``evidence``          what was said against what the service has: the demo's verdict          (pure)
+``ledger``            what was sent from a file against what the service has                  (pure)
+``lines``             one line of NDJSON → one operation                                      (pure)
+``reading``           a file or a pipe → numbered lines, without holding up the loop
+``weather``           the faults of a simulated run
+``stopping``          Ctrl-C and SIGTERM as an event
+``screen``            the only module that knows rich
+====================  =================================================================================
+
+Rules:
+
+1. Standard output holds the result, as a table or as JSON; progress, notes and errors go to standard error.
+2. A command returns its exit code: 0 when everything went well, 1 when something did not, 2 when it could not
+   begin (usage, credentials, a missing package), 128 and the number of the signal that stopped it.
+3. No key and no content is printed: line numbers, ids, sizes, reasons.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import math
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from cio_batch._version import __version__
+
+MIN_EVENTS: Final = 1_000
+"""The demo's fewest events: below that, there are too few calls for every fault to meet one."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The arguments after the program's name; those of this process when ``None``.
+
+    Returns:
+        The exit code; see Rule 2.
+    """
+    parser = _parser()
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as error:  # --help, --version, a wrong argument: argparse has printed already
+        return error.code if isinstance(error.code, int) else 2
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    if importlib.util.find_spec("rich") is None:
+        print("cio-batch: the command line needs rich: pip install 'cio-batch[cli]'", file=sys.stderr)
+        return 2
+    try:
+        return asyncio.run(_command(parser, arguments))
+    except KeyboardInterrupt:
+        return 130
+
+
+async def _command(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    # Imported here: --help and the message about rich must not need rich, nor the child the other commands.
+    match arguments.command:
+        case "demo":
+            from cio_batch.cli import demo
+
+            if arguments.events < MIN_EVENTS:
+                return _usage(parser, f"--events must be at least {MIN_EVENTS}")
+            return await demo.run(
+                demo.Options(
+                    events=arguments.events,
+                    people=arguments.people,
+                    seed=arguments.seed,
+                    fault_rate=arguments.fault_rate,
+                    as_json=arguments.as_json,
+                )
+            )
+        case "send":
+            from cio_batch.cli import send
+
+            if not arguments.simulate and arguments.faults:
+                return _usage(parser, "--faults needs --simulate: Customer.io has faults of its own")
+            if arguments.simulate and arguments.dotenv:
+                return _usage(parser, "--simulate needs no credentials, so --dotenv means nothing with it")
+            return await send.run(
+                send.Options(
+                    file=arguments.file,
+                    simulate=arguments.simulate,
+                    fault_rate=arguments.faults,
+                    seed=arguments.seed,
+                    batch_size=arguments.batch_size,
+                    concurrency=arguments.concurrency,
+                    dotenv=arguments.dotenv,
+                    as_json=arguments.as_json,
+                )
+            )
+        case _:
+            from cio_batch.cli import simulate
+
+            return await simulate.run(
+                simulate.Options(
+                    host=arguments.host,
+                    port=arguments.port,
+                    latency=arguments.latency,
+                    fault_rate=arguments.faults,
+                    seed=arguments.seed,
+                )
+            )
+
+
+def _usage(parser: argparse.ArgumentParser, message: str) -> int:
+    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cio-batch", description="Customer.io from the command line.")
+    parser.add_argument("--version", action="version", version=f"cio-batch {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="demo | send | simulate")
+
+    demo = commands.add_parser(
+        "demo",
+        help="watch a tracker keep its promises; needs neither credentials nor a network",
+        description="Ship events through every fault to a simulator, stop the producer by SIGTERM half-way, ship the "
+        "rest, and compare what was said with what the service has. Exit code 1 when a promise broke.",
+    )
+    demo.add_argument("--events", type=_count, default=100_000, metavar="N", help="how many (%(default)s)")
+    demo.add_argument("--people", type=_count, default=5_000, metavar="N", help="of how many people (%(default)s)")
+    demo.add_argument("--fault-rate", type=_share, default=0.3, metavar="R", help="faults per call (%(default)s)")
+    _add_seed(demo)
+    _add_json(demo)
+
+    send = commands.add_parser(
+        "send",
+        help="send operations from an NDJSON file",
+        description="Send operations from an NDJSON file, one object a line: user_id, type (identify, track, page, "
+        "screen, delete, suppress, unsuppress), timestamp (unix seconds), attributes (identify) or name, data and id "
+        "(track, page, screen). Credentials come from CUSTOMERIO_SITE_ID and CUSTOMERIO_TRACK_API_KEY. Exit code 1 "
+        "when a line was bad or an operation was rejected or failed, 2 without usable credentials, 130 or 143 when "
+        "stopped by Ctrl-C or SIGTERM.",
+    )
+    send.add_argument("file", metavar="FILE", help="the file; - for standard input")
+    send.add_argument("--dotenv", action="store_true", help="read a .env file beneath the environment")
+    send.add_argument("--simulate", action="store_true", help="send to a simulator of its own, and verify the arrival")
+    send.add_argument("--faults", type=_share, default=0.0, metavar="R", help="faults per call (with --simulate)")
+    send.add_argument("--batch-size", type=_count, metavar="N", help="operations in a call at most")
+    send.add_argument("--concurrency", type=_count, default=10, metavar="N", help="calls at a time (%(default)s)")
+    _add_seed(send)
+    _add_json(send)
+
+    simulate = commands.add_parser(
+        "simulate",
+        help="run a local Customer.io",
+        description="Run a local Customer.io until Ctrl-C or SIGTERM. Look at GET /simulator/state and "
+        "/simulator/people; order faults by POST /simulator/faults.",
+    )
+    simulate.add_argument("--port", type=_port, required=True, metavar="N", help="0 lets the system choose")
+    simulate.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
+    simulate.add_argument("--latency", type=_seconds, default=0.0, metavar="S", help="seconds that an answer takes")
+    simulate.add_argument("--faults", type=_share, default=0.0, metavar="R", help="faults per call (none)")
+    _add_seed(simulate)
+    return parser
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (%(default)s)")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print the result as JSON")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        message = "must be at least 1"
+        raise argparse.ArgumentTypeError(message)
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65_535:
+        message = "must be between 0 and 65535"
+        raise argparse.ArgumentTypeError(message)
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        message = "must be between 0 and 1"
+        raise argparse.ArgumentTypeError(message)
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value >= 0 or math.isinf(value):
+        message = "must be seconds, at least 0"
+        raise argparse.ArgumentTypeError(message)
+    return value
+
+
+_count.__name__ = _port.__name__ = "whole number"  # argparse names the function in its error text
+_share.__name__ = _seconds.__name__ = "number"
