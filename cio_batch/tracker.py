@@ -56,6 +56,7 @@ _logger = logging.getLogger(__name__)
 
 Overflow: TypeAlias = Literal["block", "raise", "drop_oldest", "drop_newest"]
 _OVERFLOWS: Final = ("block", "raise", "drop_oldest", "drop_newest")
+_TURNS_PER_BATCH: Final = 3
 _GRACE: Final = 0.2  # seconds that close() may take beyond its timeout to end its tasks and connections
 
 
@@ -203,6 +204,7 @@ class CioBatchTracker:
         self._open_loop: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._counters = Counters()
+        self._left = 0  # how many failed because the time for a drain was over
         self._hook = None if self._on_settled is None else SettledHook(self._on_settled)
         me = weakref.ref(self)  # the queue outlives the tracker in its finalizer
         self._queue = OperationQueue(
@@ -288,7 +290,7 @@ class CioBatchTracker:
         if not queue.offer(operation):
             await self._wait_for_room(operation)
         elif queue.batch_ready:
-            await asyncio.sleep(0)
+            await self._yield()
 
     def enqueue_nowait(
         self,
@@ -506,7 +508,8 @@ class CioBatchTracker:
         seconds = self._drain_timeout if timeout is None else max(0.0, timeout)
         while True:
             if self._closing is None or self._closing.cancelled():
-                if self._state not in (_State.NEW, _State.DRAINING) and self._loop is not asyncio.get_running_loop():
+                at_rest = self._state in (_State.NEW, _State.DRAINING, _State.CLOSED)
+                if not at_rest and self._loop is not asyncio.get_running_loop():
                     self._enter()  # a second loop: rebinds, or raises
                 self._closing = asyncio.get_running_loop().create_task(self._drain(seconds), name="cio_batch close")
             closing = self._closing
@@ -534,6 +537,7 @@ class CioBatchTracker:
         """
         self._finalizer.detach()
         if self._state is not _State.CLOSED:
+            _inherited.append(vars(self).copy())
             self._begin_empty()
 
     def stats(self) -> Stats:
@@ -582,8 +586,16 @@ class CioBatchTracker:
         if not queue.offer(operation):
             await self._wait_for_room(operation)
         elif queue.batch_ready:
-            # One yield for a full batch lets the flush task fetch it. Without it, a producer in a tight loop would
-            # keep every other task from running until the queue is full.
+            await self._yield()
+
+    async def _yield(self) -> None:
+        """Let the loop turn, once for each full batch that is enqueued without a pause.
+
+        Without it, a producer in a tight loop would keep every other task from running until the queue is full. One
+        turn launches the batch; the other two let its body go out: with one alone, production ran ahead of sending,
+        100,000 events piled up cold in memory, and each cost twice as much CPU.
+        """
+        for _ in range(_TURNS_PER_BATCH):
             await asyncio.sleep(0)
 
     async def _wait_for_room(self, operation: Operation) -> None:
@@ -804,11 +816,13 @@ class CioBatchTracker:
     # ------------------------------------------------------------------------------------------ inside: the end
 
     async def _drain(self, timeout: float, then: _State = _State.CLOSED) -> Report:
+        if self._state is _State.CLOSED:  # by the last resort of a loop that ended
+            return self._totals()
         if self._state is _State.NEW:
             self._move(_State.CLOSED)
             self._finalizer.detach()
             await self._transport.close()
-            return self._totals(0)
+            return self._totals()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         if self._drain_deadline is not None:  # a drain that somebody cancelled goes on; its deadline holds
@@ -832,6 +846,7 @@ class CioBatchTracker:
         await self._stop_engine()
         await self._delivery.stop(_GRACE)
         left = self._delivery.abandon()
+        self._left += len(left)
         if left:
             self._settle(left, Verdict.FAILED, reason="deadline")
         if self._hook is not None:
@@ -851,7 +866,7 @@ class CioBatchTracker:
             self._delivery = self._new_delivery()
         for future in list(self._foreign):
             _refuse(future)
-        return self._totals(len(left))
+        return self._totals()
 
     async def _stop_engine(self) -> None:
         if self._timer is not None:
@@ -864,27 +879,29 @@ class CioBatchTracker:
         if tasks:
             await asyncio.wait(tasks, timeout=_GRACE)
 
-    def _totals(self, left: int) -> Report:
+    def _totals(self) -> Report:
         return Report(
             delivered=self._counters.delivered,
             rejected=self._counters.rejected,
             failed=self._counters.failed,
             dropped=self._counters.dropped,
-            left=left,
+            left=self._left,
         )
 
     async def _last_resort(self) -> None:
         """The program ends without ``close()``: deliver what the deadline allows, and name the rest."""
-        closing = self._closing is not None and not self._closing.done() and self._closing.cancelling() == 0
-        if closing or self._queue.held == 0:
+        if self._closing is not None and not self._closing.done() and self._closing.cancelling() == 0:
             return
-        _logger.warning("the event loop ends without close(): draining %d operations", self._queue.held)
-        # Nobody closed it, so another loop may use it: a script that calls asyncio.run more than once.
+        if self._queue.held:
+            _logger.warning("the event loop ends without close(): draining %d operations", self._queue.held)
+        # Nobody closed it, so another loop may use it: a script that calls asyncio.run more than once. Also with
+        # nothing to drain, because the transport's connections belong to the loop that ends.
         then = _State.CLOSED if self._state is _State.DRAINING else _State.NEW
-        report = await self._drain(self._drain_timeout, then)
-        if report.left:
+        left_before = self._left
+        await self._drain(self._drain_timeout, then)
+        if left := self._left - left_before:
             warnings.warn(
-                f"{report.left} operations were lost to the deadline because the tracker was not closed in time: "
+                f"{left} operations were lost to the deadline because the tracker was not closed in time: "
                 "use `async with tracker` or `await tracker.close()`",
                 ResourceWarning,
                 stacklevel=1,
@@ -946,6 +963,9 @@ class CioBatchTracker:
 
 _CLOSED: Final = "the tracker is closed or closing and takes no more operations"
 _trackers: weakref.WeakSet[CioBatchTracker] = weakref.WeakSet()
+# What trackers of a parent process held. It is kept: a pending task that is collected complains, and one in the midst of
+# a call would close its connection and so take the parent's socket out of the poll object that both share.
+_inherited: Final[list[dict[str, Any]]] = []
 
 
 def _begin_empty_after_fork() -> None:
