@@ -27,6 +27,8 @@ import attrs
 from cio_batch.operations import FINAL_KINDS, Key, Operation
 
 SEPARATOR_BYTES: Final = 1
+# How many operations may be held back while one chunk is formed: 250 ns each, and the loop waits for it.
+_MAX_HELD: Final = 10_000
 
 
 @attrs.frozen(eq=False)
@@ -209,10 +211,10 @@ class Backlog:
             The room that is left, and whether nothing more may be added.
         """
         room, special = self._room, self._special
+        left = self._max_operations
         closed: set[Key] = set()  # of whom nothing more goes into this chunk
-        limit, alone = self._max_operations, False
         back: list[Key] = []  # whose turn is in another chunk
-        full = False
+        alone = full = False
         while not full and (self._open or self._rested):
             key = self._next_lane()
             lane = self._lanes.get(key)
@@ -222,24 +224,25 @@ class Backlog:
                 operation = lane[0]
                 body, whom, kind = operation
                 size = len(body) + SEPARATOR_BYTES
-                if isinstance(whom, tuple) or kind in special or alone:
+                if kind in special or alone or isinstance(whom, tuple):
                     among = _keys(operation)
                     if len(among) > 1 and not self._is_next_of_all(operation, among, closed):
                         break  # the lane of the other one brings it up again
-                    if operations and (kind in self._apart) is not alone:
+                    apart = kind in self._apart
+                    if apart and not operations:
+                        left, alone = self._max_apart, True
+                    if apart is not alone:
                         back.append(key)
                         break
-                    if kind in self._apart:
-                        limit, alone = self._max_apart, True
-                    if operations and (size > room or len(operations) >= limit):
+                    if operations and (size > room or left <= 0):
                         back.append(key)
                         full = True
                         break
-                    if kind in FINAL_KINDS:
-                        closed.update(among)
                     self._remove_heads(among, besides=key)
                     keys.update(among)
-                elif operations and (size > room or len(operations) >= limit):
+                    if kind in FINAL_KINDS:
+                        closed.update(among)
+                elif operations and (size > room or left <= 0):
                     back.append(key)
                     full = True
                     break
@@ -248,6 +251,7 @@ class Backlog:
                     keys.add(key)
                 operations.append(operation)
                 room -= size
+                left -= 1
                 if key in closed:
                     break
             if not lane:
@@ -277,43 +281,61 @@ class Backlog:
     def _take_fresh(self, operations: list[Operation], keys: set[Key], room: int) -> int:
         """Take from what is fresh, and hold back what must wait; return the room that is left."""
         fresh, blocked, special = self._fresh, self._blocked, self._special
-        limit, alone = self._max_operations, False
-        before, held_bytes, room_before = len(fresh), 0, room
-        taken_before = len(operations)
-        while fresh:
+        lanes, rested, due = self._lanes, self._rested, self._due_fresh
+        taken_before, room_before = len(operations), room
+        left, alone = self._max_operations - taken_before, False
+        gone = held = held_bytes = 0
+        while fresh and (held < _MAX_HELD or not operations):
             operation = fresh.popleft()
+            gone += 1
             body, key, kind = operation
             size = len(body) + SEPARATOR_BYTES
-            if (not blocked.isdisjoint(key)) if isinstance(key, tuple) else (key in blocked):
-                self._hold(operation, due=before - len(fresh) <= self._due_fresh)
-                held_bytes += size - SEPARATOR_BYTES
-                continue
-            if kind in special or alone:
+            if kind in special or alone or isinstance(key, tuple):
+                among = _keys(operation)
                 apart = kind in self._apart
-                if apart and not operations:
-                    limit, alone = self._max_apart, True
-                if apart is not alone:
-                    if alone:
-                        fresh.appendleft(operation)
-                        break
-                    self._hold(operation, due=before - len(fresh) <= self._due_fresh)
-                    self._open.update(dict.fromkeys(_keys(operation)))
-                    held_bytes += size - SEPARATOR_BYTES
+                waits = not blocked.isdisjoint(among)
+                if apart and not waits and not operations:
+                    left, alone = self._max_apart, True
+                if waits or (apart and not alone):
+                    self._hold(operation, due=gone <= due)
+                    if not waits:
+                        self._open.update(dict.fromkeys(among))  # nobody else would bring it up
+                    held += 1
+                    held_bytes += len(body)
                     continue
-            if operations and (size > room or len(operations) >= limit):
+                if apart is not alone or (operations and (size > room or left <= 0)):
+                    fresh.appendleft(operation)
+                    gone -= 1
+                    break
+                keys.update(among)
+                if kind in FINAL_KINDS:
+                    blocked.update(among)  # nothing more of them; the chunk holds them from here on
+            elif key in blocked:
+                # The same as _hold, for the commonest case: he is out, or has a lane already.
+                lane = lanes.get(key)
+                if lane is None:
+                    lanes[key] = deque((operation,))
+                else:
+                    lane.append(operation)
+                    if key in rested:
+                        self._rested_operations += 1
+                if gone <= due:
+                    self._due_lanes.add(key)
+                held += 1
+                held_bytes += len(body)
+                continue
+            elif operations and (size > room or left <= 0):
                 fresh.appendleft(operation)
+                gone -= 1
                 break
-            operations.append(operation)
-            room -= size
-            if isinstance(key, tuple):
-                keys.update(key)
             else:
                 keys.add(key)
-            if kind in FINAL_KINDS:
-                blocked.update(_keys(operation))  # nothing more of them; the chunk holds them from here on
-        self._due_fresh = max(0, self._due_fresh - (before - len(fresh)))
-        taken = len(operations) - taken_before
-        self._fresh_bytes -= held_bytes + room_before - room - taken * SEPARATOR_BYTES
+            operations.append(operation)
+            room -= size
+            left -= 1
+        self._due_fresh = max(0, due - gone)
+        taken_bytes = room_before - room - (len(operations) - taken_before) * SEPARATOR_BYTES
+        self._fresh_bytes -= held_bytes + taken_bytes
         return room
 
     def _hold(self, operation: Operation, *, due: bool) -> None:
