@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import random
@@ -90,6 +91,7 @@ class Flight:
         chunk: What was taken from the backlog.
         segments: What is undecided of it, in order; the first is the one being sent.
         holds_slot: Whether it holds a slot of the semaphore.
+        task: What sends it; ``None`` for the instant before it is made.
         refusals: Calls that the service refused as a whole, since the last pause for that.
     """
 
@@ -97,6 +99,7 @@ class Flight:
     segments: deque[_Segment]
     holds_slot: bool = True
     refusals: int = 0
+    task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return sum(len(segment.operations) for segment in self.segments)
@@ -137,7 +140,7 @@ class Delivery:
         self._retry = retry
         self._counters = counters
         self._settle = settle
-        self._flights: dict[asyncio.Task[None], Flight] = {}
+        self._flights: dict[Flight, None] = {}  # in the order of their launch
         self._stopping = False
         self._deadline = math.inf
         self._resume_at = 0.0  # loop time
@@ -148,7 +151,7 @@ class Delivery:
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make what belongs to a loop. Flights of a loop that is gone return to the backlog."""
-        for flight in self._flights.values():
+        for flight in self._flights:
             self.backlog.restore(flight.chunk, flight)
         self._flights.clear()
         self._loop = loop
@@ -165,12 +168,12 @@ class Delivery:
     @property
     def in_flight(self) -> int:
         """Operations that are out."""
-        return sum(map(len, self._flights.values()))
+        return sum(map(len, self._flights))
 
     @property
     def in_flight_bytes(self) -> int:
         """Their encoded bytes."""
-        return sum(len(operation[0]) for flight in self._flights.values() for operation in flight)
+        return sum(len(operation[0]) for flight in self._flights for operation in flight)
 
     @property
     def paused(self) -> str | None:
@@ -179,7 +182,7 @@ class Delivery:
 
     def undecided(self) -> Iterator[Operation]:
         """Every operation that is out."""
-        for flight in self._flights.values():
+        for flight in self._flights:
             yield from flight
 
     def add(self, operations: Collection[Operation], nbytes: int, *, due: bool) -> None:
@@ -221,7 +224,7 @@ class Delivery:
             grace: Seconds that the tasks get to end after their cancel.
         """
         self._stopping = True
-        tasks = list(self._flights)
+        tasks = [flight.task for flight in self._flights if flight.task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -230,7 +233,7 @@ class Delivery:
     def abandon(self) -> list[Operation]:
         """Give up everything that is left: remove and return it, those in flight first."""
         left = list(self.undecided())
-        for flight in self._flights.values():
+        for flight in self._flights:
             flight.segments.clear()  # a task that ignored its cancel finds nothing to decide
         self._flights.clear()
         while (operation := self.backlog.drop_oldest()) is not None:
@@ -241,22 +244,21 @@ class Delivery:
 
     def _launch(self, chunk: Chunk) -> None:
         flight = Flight(chunk, deque([_Segment(chunk.operations)]))
-        task = self._loop.create_task(self._deliver(flight), name="cio_batch delivery")
-        self._flights[task] = flight  # before anything of it runs
-        task.add_done_callback(self._land)
+        self._flights[flight] = None  # before anything of it runs, and an eager task factory runs it at once
+        flight.task = self._loop.create_task(self._deliver(flight), name="cio_batch delivery")
+        flight.task.add_done_callback(functools.partial(self._land, flight))
 
-    def _land(self, task: asyncio.Task[None]) -> None:
+    def _land(self, flight: Flight, task: asyncio.Task[None]) -> None:
         """The task of a flight ended: delivered, broken or cancelled by whomever."""
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("a delivery task broke; its operations will be sent again", exc_info=error)
-        flight = self._flights.get(task)
-        if flight is None:
-            return
         if flight.holds_slot:
             self._give_slot(flight)
+        if flight not in self._flights:
+            return  # abandoned
         if self._stopping and flight.segments:
             return  # they are counted as left
-        del self._flights[task]
+        del self._flights[flight]
         if flight.segments:
             self.backlog.restore(flight.chunk, flight)
         else:

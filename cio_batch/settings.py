@@ -159,7 +159,8 @@ class Settings:
         region: ``"us"`` or ``"eu"``: the data centre of the account.
         track_url: Another origin instead of the region's, for example of a simulator: ``http://127.0.0.1:8080``.
         app_url: The same for the App API.
-        disabled: Validate and count everything, send nothing.
+        disabled: Validate and count everything, send nothing. By default ``CUSTOMERIO_DISABLED=1`` decides, also where
+            the credentials do not come from the environment.
         http: Timeouts, proxy, certificates.
 
     Raises:
@@ -174,7 +175,7 @@ class Settings:
     region: Region = "us"
     track_url: str | None = None
     app_url: str | None = None
-    disabled: bool = False
+    disabled: bool = attrs.field(factory=lambda: _switch(os.environ.get(_VARIABLES["disabled"], "")))
     http: HttpOptions = attrs.field(factory=HttpOptions)
 
     def __attrs_post_init__(self) -> None:
@@ -212,9 +213,7 @@ class Settings:
         }
         if "region" in values:
             values["region"] = values["region"].lower()
-        if "disabled" in values:
-            lowered = values["disabled"].lower()
-            values["disabled"] = True if lowered in _TRUE else False if lowered in _FALSE else values["disabled"]
+        values["disabled"] = _switch(values.get("disabled", ""))
         _raise_for(_faults(values, label=_VARIABLES.__getitem__))
         return cls(**values) if http is None else cls(**values, http=http)
 
@@ -239,6 +238,12 @@ class Settings:
             _raise_for([(variable, "is missing") for variable in missing])
             raise AssertionError  # pragma: no cover - one of them was missing
         return self.site_id, self.track_api_key
+
+
+def _switch(text: str) -> Any:
+    """Read a switch; what is neither on nor off comes back as it is, to be named as a fault."""
+    lowered = text.strip().lower()
+    return True if lowered in _TRUE else False if lowered in _FALSE else text
 
 
 def _read_dotenv(path: Path | None) -> dict[str, str]:

@@ -666,7 +666,7 @@ class CioBatchTracker:
                     timer = self._loop.call_later(self._enqueue_timeout, self._give_up_waiting, room)
                 room.add_done_callback(lambda room: self._tell_foreign(room, timer, future))
         except Exception as error:  # noqa: BLE001 - it belongs to the other thread
-            future.set_exception(error)
+            _refuse(future, error)
 
     def _give_up_waiting(self, room: asyncio.Future[None]) -> None:
         if not room.done():
@@ -683,7 +683,7 @@ class CioBatchTracker:
             timer.cancel()
         error = TrackerClosedError(_CLOSED) if room.cancelled() else room.exception()
         if error is not None:
-            future.set_exception(error)
+            _refuse(future, error)
         else:
             future.set_result(None)
 
@@ -717,12 +717,7 @@ class CioBatchTracker:
                 self._queue.held,
             )
             self._unwatch_signal()
-        self._loop = loop
-        self._timer = None
-        self._tasks.clear()
-        self._wake = asyncio.Event()
-        self._quiet = asyncio.Event()
-        self._delivery.bind(loop)
+        self._adopt(loop)
         self._move(_State.RUNNING)
         if self._handle_sigterm:
             watch = signals.Watch(loop, hasten=self._hasten, drain=self._drain_on_signal)
@@ -732,6 +727,15 @@ class CioBatchTracker:
         if self._queue.held:
             self._due = True
             self._wake.set()
+
+    def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make what belongs to a loop."""
+        self._loop = loop
+        self._timer = None
+        self._tasks.clear()
+        self._wake = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._delivery.bind(loop)
 
     def _unwatch_signal(self) -> None:
         if self._signal_watch is not None:
@@ -830,6 +834,8 @@ class CioBatchTracker:
         self._drain_deadline = deadline
         if self._state is not _State.DRAINING:
             self._move(_State.DRAINING)
+        elif self._loop is not loop:
+            self._adopt(loop)  # the first drain ended with its loop
         self._queue.turn_away(TrackerClosedError(_CLOSED))
         self._due = True
         self._hand_over()
@@ -843,16 +849,17 @@ class CioBatchTracker:
             except TimeoutError:
                 _logger.warning("the deadline of the drain passed with %d operations undelivered", self._queue.held)
         self._stopping = True
-        await self._stop_engine()
-        await self._delivery.stop(_GRACE)
+        end = loop.time() + _GRACE  # all that follows shares this much time beyond the deadline
+        await self._stop_engine(end - loop.time())
+        await self._delivery.stop(end - loop.time())
         left = self._delivery.abandon()
         self._left += len(left)
         if left:
             self._settle(left, Verdict.FAILED, reason="deadline")
         if self._hook is not None:
-            await self._hook.wait(deadline - loop.time())
+            await self._hook.wait(max(deadline, end) - loop.time())
         try:
-            async with asyncio.timeout(_GRACE):
+            async with asyncio.timeout_at(max(deadline, end)):
                 await self._transport.close()
         except Exception as error:  # noqa: BLE001 - the operations are settled; a close that fails must not hide that
             _logger.warning("closing the transport failed: %s", type(error).__name__)
@@ -868,7 +875,7 @@ class CioBatchTracker:
             _refuse(future)
         return self._totals()
 
-    async def _stop_engine(self) -> None:
+    async def _stop_engine(self, grace: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -877,7 +884,7 @@ class CioBatchTracker:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=_GRACE)
+            await asyncio.wait(tasks, timeout=grace)
 
     def _totals(self) -> Report:
         return Report(
@@ -963,8 +970,8 @@ class CioBatchTracker:
 
 _CLOSED: Final = "the tracker is closed or closing and takes no more operations"
 _trackers: weakref.WeakSet[CioBatchTracker] = weakref.WeakSet()
-# What trackers of a parent process held. It is kept: a pending task that is collected complains, and one in the midst of
-# a call would close its connection and so take the parent's socket out of the poll object that both share.
+# What trackers of a parent process held. It is kept: a pending task that is collected complains, and one in the midst
+# of a call would close its connection and so take the parent's socket out of the poll object that both share.
 _inherited: Final[list[dict[str, Any]]] = []
 
 
@@ -982,9 +989,9 @@ def _call(tracker: Callable[[], CioBatchTracker | None], method: Callable[[CioBa
         method(target)
 
 
-def _refuse(future: concurrent.futures.Future[None]) -> None:
+def _refuse(future: concurrent.futures.Future[None], error: BaseException | None = None) -> None:
     with contextlib.suppress(concurrent.futures.InvalidStateError):  # it was resolved in this very moment
-        future.set_exception(TrackerClosedError(_CLOSED))
+        future.set_exception(error if error is not None else TrackerClosedError(_CLOSED))
 
 
 def _warn_of_unclosed(queue: OperationQueue) -> None:

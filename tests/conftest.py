@@ -19,6 +19,18 @@ PATIENT = RetryOptions(max_retries=50, base_delay=0.01, max_delay=0.1)
 """For fault tests: what happens matters, not how long real patience takes."""
 
 
+FAULTS_FIRED: dict[str, dict[str, int]] = {}
+"""The faults that each fault test met, by kind; printed at the end of the run."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the faults that fired."""
+    if FAULTS_FIRED:
+        terminalreporter.section("faults that fired")
+    for test, kinds in FAULTS_FIRED.items():
+        terminalreporter.line(f"{test}: " + ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail a run in CI that skipped a test: a skip there is a promise that nobody checked."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from cio_batch import (
 from cio_batch.simulator import Faults, Kind, Simulator
 from cio_batch.transports import TrackV1Transport, Transport
 
-from .conftest import PATIENT, assert_conserved, sent_numbers, settings_for, until
+from .conftest import FAULTS_FIRED, PATIENT, assert_conserved, sent_numbers, settings_for, until
 
 SHORT = {"total_timeout": 0.25, "connect_timeout": 0.25, "read_timeout": 0.25}
 PEOPLE = 40
@@ -105,8 +106,9 @@ async def ship(
 
 
 def require(faults: Faults, kinds: Mapping[Kind, float] | tuple[Kind, ...]) -> None:
-    """Print the faults that fired, and fail if one of the kinds never did."""
-    print(dict(faults.injected))  # noqa: T201 - the figures are part of the test's result
+    """Note the faults that fired for the summary of the run, and fail if one of the kinds never did."""
+    test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].removesuffix(" (call)")
+    FAULTS_FIRED[test] = dict(faults.injected)
     assert not [kind for kind in kinds if not faults.injected[kind]]
 
 

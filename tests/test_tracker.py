@@ -612,9 +612,10 @@ async def test_a_disabled_tracker_validates_and_counts_and_sends_nothing(
     for name in ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_TRACK_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUSTOMERIO_DISABLED", "1")
-    async with CioBatchTracker() as tracker:
-        await tracker.enqueue("u", "e")
-        assert (await tracker.close()).delivered == 1
+    for settings in (None, settings_for(sim)):
+        async with CioBatchTracker(settings) as tracker:
+            await tracker.enqueue("u", "e")
+            assert (await tracker.close()).delivered == 1
     assert sim.traffic.calls == 0
 
 

@@ -9,6 +9,7 @@ Rules:
 3. The body is read to its end, at most ``MAX_ANSWER_BYTES``, before anybody judges the status.
 4. A reason holds the kind of fault, never a URL's path (v1 has ids in it), a header or a body.
 5. Nothing that belongs to a loop is made before the first call, and a new loop gets a new session.
+6. The credentials are those that were configured; an entry in ``~/.netrc`` never takes their place.
 
 ``aiohttp`` does not repeat a POST on a dropped keep-alive connection, and the server may have read it all: only the
 ULIDs make our repeat harmless.
@@ -19,8 +20,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import netrc
 import os
 import ssl
+import urllib.request
 import weakref
 from typing import Final
 
@@ -28,6 +31,7 @@ import aiohttp
 from yarl import URL
 
 from cio_batch._version import __version__
+from cio_batch.errors import ConfigurationError
 from cio_batch.settings import HttpOptions
 from cio_batch.verdicts import Answer
 
@@ -54,9 +58,15 @@ class HttpClient:
         origin: For example ``https://track.customer.io``.
         authorization: Value of the ``Authorization`` header.
         options: Timeouts, proxy, certificates, a session of the user's own.
+
+    Raises:
+        ConfigurationError: The user's session has credentials of its own, which aiohttp refuses to send beside ours.
     """
 
     def __init__(self, origin: str, authorization: str, options: HttpOptions) -> None:
+        if getattr(options.session, "auth", None) is not None:
+            msg = "HttpOptions.session must be made without auth: aiohttp refuses to send it beside our credentials"
+            raise ConfigurationError(msg, ("session",))
         self._origin = origin
         self._authorization = authorization
         self._options = options
@@ -130,7 +140,12 @@ class HttpClient:
         self, method: str, url: URL, body: bytes | None, headers: dict[str, str]
     ) -> tuple[Answer, str | None]:
         """Make one call without following redirects; return the answer and its ``Location``."""
+        if self._options.session is not None and self._options.session.closed:
+            return Answer(0, reason="the session in HttpOptions is closed", sent=False), None
         try:
+            proxy = self._options.proxy
+            if proxy is None and self._options.trust_env and self._options.session is None:
+                proxy = await asyncio.to_thread(_environment_proxy, url)
             async with self._ready_session().request(
                 method,
                 url,
@@ -139,7 +154,7 @@ class HttpClient:
                 allow_redirects=False,
                 raise_for_status=False,
                 timeout=self._timeout,
-                proxy=self._options.proxy,
+                proxy=proxy,
             ) as response:
                 content, complete = await _read(response)
                 answer = Answer(
@@ -153,8 +168,11 @@ class HttpClient:
             return Answer(0, reason=f"no connection ({_kind(error)})", sent=False), None
         except aiohttp.ConnectionTimeoutError:
             return Answer(0, reason="no connection (timed out)", sent=False), None
-        except (aiohttp.ClientError, OSError, ValueError, asyncio.IncompleteReadError) as error:
-            # TimeoutError is an OSError; ValueError is what aiohttp and yarl raise for answers that are no HTTP.
+        except aiohttp.ClientHttpProxyError as error:
+            return Answer(0, reason=f"no connection (the proxy answers {error.status})", sent=False), None
+        except (aiohttp.ClientError, OSError, ValueError, RuntimeError, asyncio.IncompleteReadError) as error:
+            # TimeoutError is an OSError; ValueError is what aiohttp and yarl raise for answers that are no HTTP, and
+            # RuntimeError for a session that belongs to another loop.
             return Answer(0, reason=f"no answer ({_kind(error)})"), None
 
     def _ready_session(self) -> aiohttp.ClientSession:
@@ -170,7 +188,8 @@ class HttpClient:
                     ssl=True if ca_bundle is None else ssl.create_default_context(cafile=ca_bundle),
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=self._options.trust_env,
+                # No trust_env: with it aiohttp refuses every call for whose host ~/.netrc has an entry ("cannot combine
+                # AUTHORIZATION header"), and an entry "default" is one for every host.
                 auto_decompress=False,
             )
             self._loop = loop
@@ -187,7 +206,8 @@ async def _read(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
     """Read a body up to the limit; say whether that was all of it, and readable as it stands."""
     parts: list[bytes] = []
     size = 0
-    complete = "Content-Encoding" not in response.headers  # we asked for none, so nobody is to unpack a bomb
+    # We asked for no encoding, so nobody is to unpack a bomb.
+    complete = response.headers.get("Content-Encoding", "identity").strip().lower() == "identity"
     try:
         async for part in response.content.iter_any():
             parts.append(part)
@@ -206,9 +226,28 @@ def _join(url: URL, location: str | None) -> URL | None:
         return None
     try:
         target = url.join(URL(location, encoded=True))
+        target.origin()  # raises for a port that is none, or a host that is not ASCII
     except ValueError:
         return None
-    return target if target.host and target.scheme in ("http", "https") else None
+    if target.scheme not in ("http", "https") or target.raw_user is not None or target.raw_password is not None:
+        return None
+    return target
+
+
+def _environment_proxy(url: URL) -> str | None:
+    """The proxy that the environment names for a URL, with its login from ``~/.netrc``; blocks, since that is a file."""
+    proxy = urllib.request.getproxies().get(url.scheme)
+    if proxy is None or urllib.request.proxy_bypass(url.host or ""):
+        return None
+    found = URL(proxy if "://" in proxy else f"http://{proxy}")
+    if found.raw_user is None and found.host:
+        try:
+            entry = netrc.netrc(os.environ.get("NETRC")).authenticators(found.host)
+        except (OSError, ValueError, netrc.NetrcParseError):
+            entry = None
+        if entry is not None:
+            found = found.with_user(entry[0] or None).with_password(entry[2])
+    return str(found)
 
 
 def _kind(error: BaseException) -> str:
