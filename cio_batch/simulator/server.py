@@ -19,6 +19,7 @@ import contextlib
 import http
 import operator
 import secrets
+import select
 from collections.abc import AsyncGenerator, Hashable
 from types import TracebackType
 from typing import Any, Final, Self
@@ -241,7 +242,8 @@ class Simulator:
             objects.update(objects_of(operation))
 
         def is_gone() -> bool:
-            return request.transport is None or request.transport.is_closing()
+            transport = request.transport
+            return transport is None or transport.is_closing() or _has_hung_up(transport)
 
         holds = (
             traffic.hold_people(frozenset(people), is_gone),
@@ -405,3 +407,18 @@ def _send_raw(request: web.Request, fault: Fault) -> None:
 def _cut_off(request: web.Request) -> None:
     if request.transport is not None:
         request.transport.abort()
+
+
+def _has_hung_up(transport: asyncio.Transport) -> bool:
+    """Ask the socket itself whether the client has closed its side.
+
+    The loop learns of it in its own time: a client that gave a call up and repeats it on another connection may be
+    served there first.
+    """
+    connection = transport.get_extra_info("socket")
+    if connection is None or connection.fileno() < 0:
+        return True
+    poll = select.poll()
+    half_closed: int = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere the loop has to notice
+    poll.register(connection.fileno(), half_closed | select.POLLHUP | select.POLLERR)
+    return bool(poll.poll(0))
