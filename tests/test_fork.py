@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cio_batch import CioBatchTracker, RetryOptions, WrongLoopError
+from cio_batch import CioBatchTracker, Report, RetryOptions, WrongLoopError
 from cio_batch.simulator import Simulator
 
 from .conftest import assert_conserved, sent_numbers, settings_for, until
@@ -57,7 +57,7 @@ tracker = CioBatchTracker(flush_interval=60)
 
 
 async def run(sim: Simulator, tmp_path: Path, body: str) -> list[str]:
-    """Run a program to its end; return its output. Neither a logger nor a warning may complain in it or its children."""
+    """Run a program to its end; return its output. No logger and no warning may complain, in the children neither."""
     program = tmp_path / "program.py"
     program.write_text(HEAD + textwrap.dedent(body), encoding="utf-8")
     async with Host(sim, str(program)) as host:
@@ -297,6 +297,28 @@ async def test_what_a_dead_service_kept_is_named_and_the_next_run_works(sim: Sim
     assert sent_numbers(sim, "id", "u") == [1]
 
 
+async def test_close_after_a_loop_that_ended_during_close(sim: Simulator) -> None:
+    """A loop that ends while close() runs finishes it; a later close() in another loop has the same report."""
+    sim.latency = 0.2
+    tracker = CioBatchTracker(settings_for(sim), flush_interval=60.0)
+
+    def program() -> Report:
+        async def work() -> asyncio.Task[Report]:
+            await tracker.enqueue("u", "e", {"n": 0})
+            closing = asyncio.create_task(tracker.close())
+            while tracker.stats().calls == 0:
+                await asyncio.sleep(0.01)
+            return closing
+
+        asyncio.run(work())
+        assert tracker.stats().state == "closed"
+        return asyncio.run(_close(tracker))
+
+    assert await asyncio.to_thread(program) == Report(delivered=1)
+    assert_conserved(tracker)
+    assert sent_numbers(sim, "id", "u") == [0]
+
+
 async def test_a_second_loop_beside_the_first_is_refused(sim: Simulator) -> None:
     """One tracker serves one loop at a time; another one that runs meanwhile gets a clear error, and harms nothing."""
     async with CioBatchTracker(settings_for(sim), flush_interval=60.0) as tracker:
@@ -315,5 +337,5 @@ async def test_a_second_loop_beside_the_first_is_refused(sim: Simulator) -> None
     assert sent_numbers(sim, "id", "u") == [0, 1]
 
 
-async def _close(tracker: CioBatchTracker) -> None:
-    await tracker.close()
+async def _close(tracker: CioBatchTracker) -> Report:
+    return await tracker.close()

@@ -1,0 +1,133 @@
+"""Every example runs against the simulator, and what it says arrives."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from cio_batch.simulator import Simulator
+
+from .conftest import settings_for
+from .hosts.harness import Host
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+TESTED = {
+    "aiohttp_app.py",
+    "own_retry.py",
+    "quickstart.py",
+    "redaction.py",
+    "script_with_flush.py",
+    "settled_hook.py",
+    "starlette_app.py",
+    "threads.py",
+}
+
+
+def load(name: str) -> ModuleType:
+    """Import an example from its file."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def seen(sim: Simulator, person: str) -> list[tuple[str, dict[str, object]]]:
+    """Names and data of a person's events, in order."""
+    return [(event["name"], event["attributes"]) for event in sim.workspace.person("id", person).events]
+
+
+def test_every_example_is_tested_and_short() -> None:
+    """No example is left out, and each fits on a screen."""
+    files = {path.name: path.read_text(encoding="utf-8") for path in EXAMPLES.glob("*.py")}
+    assert set(files) == TESTED
+    assert max(text.count("\n") for text in files.values()) < 40
+
+
+async def test_quickstart(sim: Simulator) -> None:
+    """The identify and the events arrive, in one call."""
+    await load("quickstart").main(settings_for(sim))
+    person = sim.workspace.person("id", "user-1")
+    assert person.attributes == {"email": "ada@example.com", "plan": "pro"}
+    assert seen(sim, "user-1") == [("page_viewed", {"url": url}) for url in ("/", "/pricing", "/signup")]
+    assert sim.traffic.calls == 1
+
+
+async def test_quickstart_as_a_script(sim: Simulator) -> None:
+    """With nothing but the environment variables that ``cio-batch simulate`` prints it runs as it stands."""
+    async with Host(sim, str(EXAMPLES / "quickstart.py")) as host:
+        await host.line("delivered=4")
+        assert await host.exit_code() == 0
+    assert len(seen(sim, "user-1")) == 3
+
+
+async def test_script_with_flush(sim: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each file's rows are delivered before the next one begins."""
+    await load("script_with_flush").main(settings_for(sim))
+    assert capsys.readouterr().out.splitlines() == [
+        "monday.csv: 300 delivered, 0 rejected, 0 undecided",
+        "tuesday.csv: 200 delivered, 0 rejected, 0 undecided",
+    ]
+    assert [data["row"] for _, data in seen(sim, "user-7")] == [*range(7, 300, 50), *range(7, 200, 50)]
+
+
+async def test_threads(sim: Simulator) -> None:
+    """Each thread's events arrive in its order."""
+    await load("threads").main(settings_for(sim))
+    for worker in range(4):
+        assert seen(sim, f"worker-{worker}") == [("image_resized", {"image": image}) for image in range(10)]
+
+
+async def test_redaction(sim: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
+    """The card number never reaches the wire, and neither does the test user."""
+    await load("redaction").main(settings_for(sim))
+    assert seen(sim, "user-1") == [("paid", {"amount": 12, "card_number": "***"})]
+    assert seen(sim, "test-7") == []
+    assert capsys.readouterr().out == "1 dropped\n"
+
+
+async def test_settled_hook(sim: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the service rejects is kept; the rest is delivered."""
+    sim.faults.order("partial", indexes=[3])
+    [dead_letter] = await load("settled_hook").main(settings_for(sim))
+    assert dead_letter.payload["attributes"] == {"n": 3}
+    assert [dead_letter.id] == sim.faults.rejected_ids
+    assert capsys.readouterr().out.startswith(f"{dead_letter.id} rejected")
+    assert [data["n"] for _, data in seen(sim, "user-1")] == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+async def test_own_retry(sim: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
+    """The call is repeated until the service answers, and not at all with wrong credentials."""
+    sim.faults.order("server_error", times=2)
+    await load("own_retry").main(settings_for(sim))
+    assert sim.traffic.calls == 3
+    assert "region" in capsys.readouterr().out
+    sim.faults.order("unauthorized")
+    with pytest.raises(aiohttp.ClientResponseError):
+        await load("own_retry").main(settings_for(sim))
+    assert sim.traffic.calls == 4
+
+
+async def test_aiohttp_app(sim: Simulator) -> None:
+    """What a handler enqueued arrives by the end of the application."""
+    server = TestServer(load("aiohttp_app").make_app(settings_for(sim)))
+    async with TestClient(server) as client, client.post("/signup/user-1") as response:
+        assert await response.text() == "welcome"
+    assert seen(sim, "user-1") == [("signed_up", {})]
+
+
+async def test_starlette_app(sim: Simulator) -> None:
+    """Under uvicorn what a handler enqueued arrives by the end of the process, which is uvicorn's own."""
+    arguments = ("-m", "uvicorn", "--port", "0", "--app-dir", str(EXAMPLES), "--factory", "starlette_app:make_app")
+    async with Host(sim, *arguments) as host:
+        async with aiohttp.ClientSession(await host.url()) as session, session.post("/signup/user-1") as response:
+            assert await response.text() == "welcome"
+        host.terminate()
+        assert await host.exit_code() == -15
+    assert seen(sim, "user-1") == [("signed_up", {})]
