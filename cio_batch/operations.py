@@ -762,11 +762,17 @@ def _encode_name(name: object) -> bytes:
     return middle
 
 
+def _seconds_of(field: str, value: dt.datetime) -> int:
+    """A datetime as a value: of any century."""
+    if value.tzinfo is None or value.utcoffset() is None:
+        raise InvalidOperationError(field, _NAIVE)
+    return math.floor(value.timestamp())
+
+
 def _unix_seconds(field: str, value: object) -> int:
+    """The timestamp of an operation: between 1970 and the point from which on it must be milliseconds."""
     if isinstance(value, dt.datetime):
-        if value.tzinfo is None or value.utcoffset() is None:
-            raise InvalidOperationError(field, _NAIVE)
-        return math.floor(value.timestamp())
+        value = _seconds_of(field, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         reason = f"must be unix seconds or an aware datetime, got {type(value).__name__}"
         raise InvalidOperationError(field, reason)
@@ -819,7 +825,7 @@ def _dumps(field: str, value: Any) -> bytes:
 def _plain(value: Any) -> Any:
     """Turn what orjson does not know into what it knows; raise ``TypeError`` for what nobody knows."""
     if isinstance(value, dt.datetime):
-        return _unix_seconds("datetime", value)
+        return _seconds_of("datetime", value)
     if isinstance(value, (dt.date, dt.time)):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
@@ -880,7 +886,7 @@ def _find_fault(path: str, value: Any, depth: int) -> None:
             if not name.startswith("_"):
                 _find_fault(f"{path}.{name}", getattr(value, name), depth + 1)
     elif isinstance(value, dt.datetime):
-        _unix_seconds(path, value)
+        _seconds_of(path, value)
     elif isinstance(value, decimal.Decimal):
         fault = _decimal_fault(value)
         if fault is not None:

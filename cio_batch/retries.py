@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random as random_module
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
@@ -98,7 +99,7 @@ async def with_retry(
     def wait_gen(**_: Any) -> Generator[float, Any, None]:
         return _until_elapsed(waits(chosen), chosen.max_elapsed)
 
-    attempt: Callable[[], Awaitable[T]] = backoff.on_exception(
+    decorate = backoff.on_exception(
         wait_gen,
         Exception,
         max_tries=chosen.max_retries + 1,
@@ -106,7 +107,11 @@ async def with_retry(
         jitter=None,  # it is inside the generator: backoff's own would shorten a Retry-After
         giveup=give_up,
         logger=None,
-    )(_as_coroutine_function(call))
+    )
+    with warnings.catch_warnings():
+        # backoff asks asyncio.iscoroutinefunction, which Python 3.14 deprecates.
+        warnings.filterwarnings("ignore", ".*iscoroutinefunction.*", DeprecationWarning)
+        attempt: Callable[[], Awaitable[T]] = decorate(_as_coroutine_function(call))
     return await attempt()
 
 

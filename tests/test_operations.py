@@ -1106,3 +1106,12 @@ def test_final_kinds_are_those_whose_repeat_could_undo_what_follows() -> None:
     """Nothing with an id of its own is among them, and all of them exist."""
     assert ops.FINAL_KINDS <= ops.KINDS
     assert {"person.delete", "person.suppress", "person.unsuppress", "person.merge", "object.delete"} == ops.FINAL_KINDS
+
+
+@pytest.mark.parametrize("when", [dt.datetime(1969, 12, 31, tzinfo=UTC), dt.datetime(6000, 1, 1, tzinfo=UTC)])
+def test_a_datetime_is_bounded_as_a_timestamp_and_not_as_a_value(when: dt.datetime) -> None:
+    """An event cannot have happened before 1970; somebody may be born then."""
+    with pytest.raises(InvalidOperationError) as caught:
+        said(ops.event("u", "e", timestamp=when))
+    assert caught.value.field == "timestamp"
+    assert json.loads(said(ops.event("u", "e", {"born": when}))[0])["attributes"] == {"born": int(when.timestamp())}
