@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import random as random_module
+import sys
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Generator
@@ -108,10 +109,14 @@ async def with_retry(
         giveup=give_up,
         logger=None,
     )
-    with warnings.catch_warnings():
-        # backoff asks asyncio.iscoroutinefunction, which Python 3.14 deprecates.
-        warnings.filterwarnings("ignore", ".*iscoroutinefunction.*", DeprecationWarning)
-        attempt: Callable[[], Awaitable[T]] = decorate(_as_coroutine_function(call))
+    attempt: Callable[[], Awaitable[T]]
+    if sys.version_info >= (3, 14):
+        # backoff asks asyncio.iscoroutinefunction, which is deprecated there.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            attempt = decorate(_as_coroutine_function(call))
+    else:
+        attempt = decorate(_as_coroutine_function(call))
     return await attempt()
 
 
