@@ -7,34 +7,60 @@ The rooms of this house; each imports only what stands above it.
 
     errors.py        the exception tree, by what the caller can do
     settings.py      credentials, hosts, HTTP options, retries; from_env()
+    values.py        the types that a declared field may have: what fits, how it is written        (pure)
+    compiled.py      checks and writers that are written for the fields of one class               (pure)
+    annotations.py   from an annotation to the type that it declares                               (pure)
+    events.py        typed events and attributes of people                                         (pure)
     operations.py    everything that can be said to Customer.io, checked and encoded once          (pure)
+    taxonomy.py      all events that there are: plain pairs checked, JSON Schema written           (pure)
+    generation.py    JSON Schema → Python source of typed events                                   (pure)
     chunks.py        a backlog that forms chunks: size, order per person                           (pure)
     verdicts.py      what an answer means for each operation, and what to do next                  (pure)
     stats.py         counters, frozen pictures                                                     (pure)
     retries.py       waits between attempts; with_retry(); the only place that knows backoff
     hooks.py         on_settled, before_enqueue
     transports/      the only aiohttp: http.py, track_v2.py, track_v1.py
+    clients/         TypedCioClient, CioAppClient: direct calls, awaited one by one
     delivery.py      one chunk's way: semaphore, rate limit, retries, splits
     queues.py        the bounded asyncio.Queue, made for bulk
     signals.py       SIGTERM, chained
     tracker.py       CioBatchTracker: the queue, the flush task, the lifecycle
+    factory.py       CioClientFactory: one client of each kind per process
     simulator/       a local Customer.io for demos, tests and development; knows nothing of the rest
-    cli/             cio-batch demo | send | simulate
+    cli/             cio-batch demo | send | simulate | taxonomy
 """
 
 from cio_batch import operations
 from cio_batch._version import __version__
+from cio_batch.clients import (
+    AccountRegion,
+    BroadcastReceipt,
+    CioAppClient,
+    EmailRequest,
+    InAppRequest,
+    InboxMessageRequest,
+    MessageReceipt,
+    PushRequest,
+    SmsRequest,
+    TypedCioClient,
+    WhatsAppRequest,
+)
 from cio_batch.errors import (
     ApiError,
     CioBatchError,
     ConfigurationError,
     DeliveryError,
+    ErrorDetail,
+    EventSchemaError,
     InvalidOperationError,
     QueueFullError,
+    SendOutcomeUnknownError,
     TrackerClosedError,
     UnreachableError,
     WrongLoopError,
 )
+from cio_batch.events import CioEvent, UserAttributes
+from cio_batch.factory import CioClientFactory
 from cio_batch.hooks import SettledChunk, SettledOperation
 from cio_batch.operations import (
     AnonymousId,
@@ -47,17 +73,24 @@ from cio_batch.operations import (
     Phone,
     Relationship,
 )
-from cio_batch.retries import with_retry
-from cio_batch.settings import HttpOptions, RetryOptions, Settings
+from cio_batch.retries import RetryAttempt, with_retry
+from cio_batch.settings import AppRateLimits, HttpOptions, RetryOptions, Settings
 from cio_batch.stats import Report, Stats
+from cio_batch.taxonomy import Taxonomy
 from cio_batch.tracker import CioBatchTracker
 from cio_batch.verdicts import Verdict
 
 __all__ = [
+    "AccountRegion",
     "AnonymousId",
     "ApiError",
+    "AppRateLimits",
+    "BroadcastReceipt",
+    "CioAppClient",
     "CioBatchError",
     "CioBatchTracker",
+    "CioClientFactory",
+    "CioEvent",
     "CioId",
     "CioObjectId",
     "ConfigurationError",
@@ -65,21 +98,35 @@ __all__ = [
     "DeliveryId",
     "Draft",
     "Email",
+    "EmailRequest",
+    "ErrorDetail",
+    "EventSchemaError",
     "HttpOptions",
+    "InAppRequest",
+    "InboxMessageRequest",
     "InvalidOperationError",
+    "MessageReceipt",
     "ObjectId",
     "Phone",
+    "PushRequest",
     "QueueFullError",
     "Relationship",
     "Report",
+    "RetryAttempt",
     "RetryOptions",
+    "SendOutcomeUnknownError",
     "Settings",
     "SettledChunk",
     "SettledOperation",
+    "SmsRequest",
     "Stats",
+    "Taxonomy",
     "TrackerClosedError",
+    "TypedCioClient",
     "UnreachableError",
+    "UserAttributes",
     "Verdict",
+    "WhatsAppRequest",
     "WrongLoopError",
     "__version__",
     "operations",

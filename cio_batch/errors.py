@@ -3,12 +3,14 @@
     CioBatchError
     ├── ConfigurationError      (ValueError)    fix the settings; nothing was started
     ├── InvalidOperationError   (ValueError)    fix the call; nothing was queued
+    │   └── EventSchemaError                    it contradicts what the taxonomy declares
     ├── QueueFullError          (RuntimeError)  slow down, or call again later; nothing was queued
     ├── TrackerClosedError      (RuntimeError)  too late; nothing was queued
     ├── WrongLoopError          (RuntimeError)  call from the loop (or start in the loop) that owns the tracker
     └── DeliveryError                           a direct call did not succeed
         ├── ApiError                            the service answered, and the answer was no
-        └── UnreachableError                    no usable answer came
+        ├── UnreachableError                    no usable answer came; the call may be made again
+        └── SendOutcomeUnknownError             a message may have gone out or not; look before you send it again
 
 Rules:
 
@@ -19,9 +21,21 @@ Rules:
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+
 
 class CioBatchError(Exception):
-    """The base of all errors of this library."""
+    """The base of all errors of this library.
+
+    Attributes:
+        retryable: Whether the same call may succeed later; ``with_retry`` goes by it.
+    """
+
+    retryable: bool = False
 
 
 class ConfigurationError(CioBatchError, ValueError):
@@ -54,6 +68,25 @@ class InvalidOperationError(CioBatchError, ValueError):
         self.actual = actual
 
 
+class EventSchemaError(InvalidOperationError):
+    """An event, or attributes of a person, or a schema contradict what was declared.
+
+    Attributes:
+        event: The name of the event, or of the class of attributes.
+        field: The field at fault, for example ``mrr`` or ``items[2].price``; ``""`` where it is the event itself.
+        expected: What was declared.
+        got: The type that came instead, never the value.
+    """
+
+    def __init__(self, event: str, field: str, expected: str, got: str) -> None:
+        where = f"{event}.{field}" if event and field else event or field
+        super().__init__(where, f"expected {expected}, got {got}")
+        self.event = event
+        self.field = field
+        self.expected = expected
+        self.got = got
+
+
 class QueueFullError(CioBatchError, RuntimeError):
     """The tracker holds as much as it may, and the overflow policy says to refuse.
 
@@ -61,6 +94,8 @@ class QueueFullError(CioBatchError, RuntimeError):
         pending: Operations held (queued and in flight) at that moment.
         pending_bytes: Their encoded size in bytes.
     """
+
+    retryable: bool = True
 
     def __init__(self, message: str, *, pending: int, pending_bytes: int) -> None:
         super().__init__(message)
@@ -90,16 +125,62 @@ class DeliveryError(CioBatchError):
         self.retry_after = retry_after
 
 
+@attrs.frozen
+class ErrorDetail:
+    """One of the things that the service found wrong.
+
+    Attributes:
+        reason: The service's word for it (``"invalid"``), or ``""``.
+        field: The field that it named, or ``""``.
+        message: Its explanation. It may quote content, so it stays out of every text and ``repr``.
+        status: The status that it gave to this one, 0 for none.
+    """
+
+    reason: str = ""
+    field: str = ""
+    message: str = attrs.field(default="", repr=False)
+    status: int = 0
+
+
+_WORD: Final = re.compile(r"[\w.\[\]/-]{1,100}")  # a reason or a field, and no sentence that may quote content
+_MAX_NAMED: Final = 5
+
+
+def _named(details: Sequence[ErrorDetail]) -> str:
+    """The reasons and fields of an error, for its text."""
+    named = [
+        word if not field else f"{word} ({field})"
+        for detail in details
+        if (word := detail.reason) and _WORD.fullmatch(word)
+        for field in [detail.field if _WORD.fullmatch(detail.field) else ""]
+    ]
+    more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
+    return ", ".join(named[:_MAX_NAMED]) + more
+
+
 class ApiError(DeliveryError):
     """The service answered with a status that is not a success.
 
     Attributes:
         status: The HTTP status.
+        details: What the service found wrong, in its order; empty where it did not say.
     """
 
-    def __init__(self, message: str, *, status: int, retryable: bool, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status: int,
+        retryable: bool,
+        retry_after: float | None = None,
+        details: Sequence[ErrorDetail] = (),
+    ) -> None:
+        if not message:
+            named = _named(details)
+            message = f"Customer.io answered {status}" + (f": {named}" if named else "")
         super().__init__(message, retryable=retryable, retry_after=retry_after)
         self.status = status
+        self.details = tuple(details)
 
 
 class UnreachableError(DeliveryError):
@@ -113,3 +194,26 @@ class UnreachableError(DeliveryError):
     def __init__(self, message: str, *, sent: bool) -> None:
         super().__init__(message, retryable=True)
         self.sent = sent
+
+
+class SendOutcomeUnknownError(DeliveryError):
+    """A message may have been sent, or not: the call was made, and no answer says what became of it.
+
+    Nothing repeated it, since the service has no way to tell a repeat from a second message. Whether it went out
+    shows in the message's deliveries in Customer.io.
+
+    Attributes:
+        reason: Why it is not known, without content: ``"no answer (timed out)"``, ``"status 502"``.
+        status: The HTTP status, 0 where no answer came.
+        details: What the service said, where it said something.
+    """
+
+    def __init__(self, reason: str, *, status: int = 0, details: Sequence[ErrorDetail] = ()) -> None:
+        super().__init__(
+            f"{reason}: the message may have been sent or not, and it was not repeated; "
+            "look up its delivery before you send it again",
+            retryable=False,
+        )
+        self.reason = reason
+        self.status = status
+        self.details = tuple(details)

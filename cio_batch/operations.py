@@ -13,7 +13,8 @@ Rules:
 How Python values are written: ``str``, ``int`` (64 bits), finite ``float``, ``bool``, ``None``, ``list``, ``tuple``
 and ``dict`` as in JSON; an aware ``datetime`` as unix seconds (an integer; a naive one is refused, its zone would be
 a guess); ``date`` and ``time`` in ISO 8601; ``Decimal`` as a JSON number with all its digits; ``UUID`` as text;
-``Enum`` as its value; dataclasses, attrs objects and other mappings as objects. Everything else is refused.
+``Enum`` as its value; dataclasses, attrs objects and other mappings as objects; typed events and attributes
+(:mod:`cio_batch.events`) as they say. Everything else is refused.
 
 Must not know: the clock, randomness, asyncio, aiohttp. ``now`` and ``new_id`` come as arguments.
 
@@ -31,18 +32,19 @@ import math
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, cast, overload
 
 import attrs
 import orjson
 
 from cio_batch.errors import InvalidOperationError
+from cio_batch.events import MAX_NAME_BYTES as MAX_NAME_BYTES  # one of the limits of this module, too
+from cio_batch.events import CioEvent, Declared
+from cio_batch.values import MAX_ATTRIBUTE_NAME_BYTES as MAX_ATTRIBUTE_NAME_BYTES
 
 MAX_OPERATION_BYTES: Final = 32_000
 MAX_ID_BYTES: Final = 150
-MAX_NAME_BYTES: Final = 100
 MAX_ATTRIBUTES: Final = 300
-MAX_ATTRIBUTE_NAME_BYTES: Final = 150
 MAX_ATTRIBUTE_VALUE_BYTES: Final = 1_000
 MAX_DECIMAL_DIGITS: Final = 900
 """Ours: with sign, point, zeros and exponent a Decimal then stays within the bytes of an attribute's value."""
@@ -85,7 +87,7 @@ class Email:
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
-        _check_id("email", self.value)
+        check_id("email", self.value)
         if "@" not in self.value:
             raise InvalidOperationError("email", "must hold an @")
         return {"email": self.value}
@@ -99,7 +101,7 @@ class Phone:
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
-        _check_id("phone", self.value)
+        check_id("phone", self.value)
         if _E164.fullmatch(self.value) is None:
             raise InvalidOperationError("phone", "must be E.164: a plus sign and 2 to 15 digits")
         return {"phone": self.value}
@@ -113,9 +115,9 @@ class CioId:
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
-        _check_id("cio_id", self.value)
+        check_id("cio_id", self.value)
         bare = self.value.removeprefix("cio_")
-        _check_id("cio_id", bare)
+        check_id("cio_id", bare)
         return {"cio_id": bare}
 
 
@@ -127,7 +129,7 @@ class AnonymousId:
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
-        _check_id("anonymous_id", self.value)
+        check_id("anonymous_id", self.value)
         return {"anonymous_id": self.value}
 
 
@@ -140,8 +142,8 @@ class ObjectId:
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
-        _check_id("object_type_id", self.object_type_id)
-        _check_id("object_id", self.object_id)
+        check_id("object_type_id", self.object_type_id)
+        check_id("object_id", self.object_id)
         return {"object_type_id": self.object_type_id, "object_id": self.object_id}
 
 
@@ -153,7 +155,7 @@ class CioObjectId:
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
-        _check_id("cio_object_id", self.value)
+        check_id("cio_object_id", self.value)
         return {"cio_object_id": self.value}
 
 
@@ -165,7 +167,7 @@ class DeliveryId:
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
-        _check_id("delivery_id", self.value)
+        check_id("delivery_id", self.value)
         return {"id": self.value}
 
 
@@ -216,6 +218,18 @@ class Draft:
     secondary: PersonId | None = attrs.field(default=None, repr=False)
 
 
+@overload
+def event(
+    user_id: PersonId,
+    event: CioEvent,
+    /,
+    *,
+    timestamp: float | dt.datetime | None = None,
+    id: str | None = None,
+) -> Draft: ...
+
+
+@overload
 def event(
     user_id: PersonId,
     name: str,
@@ -223,8 +237,20 @@ def event(
     *,
     timestamp: float | dt.datetime | None = None,
     id: str | None = None,
+) -> Draft: ...
+
+
+def event(
+    user_id: PersonId,
+    name: Any,
+    data: Any = None,
+    *,
+    timestamp: float | dt.datetime | None = None,
+    id: str | None = None,
 ) -> Draft:
-    """Something that a person did. Source: schema ``person_event``."""
+    """Something that a person did: a typed event, or its name and data. Source: schema ``person_event``."""
+    if data is None and isinstance(name, CioEvent):
+        name, data = name.event_name, name.wire_data() or None
     return Draft(kind="person.event", subject=user_id, name=name, attributes=data, timestamp=timestamp, id=id)
 
 
@@ -283,7 +309,7 @@ def identify(
     return Draft(
         kind="person.identify",
         subject=user_id,
-        attributes=attributes,
+        attributes=attributes.wire_data() if isinstance(attributes, Declared) else attributes,
         timestamp=timestamp,
         relationships=None if relationships is None else _related(relationships),
     )
@@ -445,7 +471,7 @@ def encode_event(
     if type(user_id) is str:
         # 37 characters are at most 148 bytes, and "." and ".." are shorter than 3: the common id needs no measuring.
         if not 2 < len(user_id) <= 37 or user_id.isspace():
-            _check_id("user_id", user_id)
+            check_id("user_id", user_id)
         head = _EVENT_HEAD_BY_ID
         try:
             person = orjson.dumps(user_id)
@@ -464,7 +490,7 @@ def encode_event(
         named = _encode_name(name)
 
     second, digits = _second
-    unix = now if timestamp is None else float(_unix_seconds("timestamp", timestamp))
+    unix = now if timestamp is None else float(unix_seconds("timestamp", timestamp))
     if not second <= unix < second + 1.0:
         digits = b"%d" % unix
         _second = (float(digits), digits)
@@ -525,7 +551,7 @@ def _write_event(draft: Draft, now: float, new_id: Callable[[], str]) -> tuple[_
         "action": action,
         "identifiers": identifiers,
         "name": draft.name,
-        "timestamp": int(now) if draft.timestamp is None else _unix_seconds("timestamp", draft.timestamp),
+        "timestamp": int(now) if draft.timestamp is None else unix_seconds("timestamp", draft.timestamp),
         "id": new_id() if draft.id is None else _check_ulid(draft.id),
     }
     if draft.attributes is not None:
@@ -537,7 +563,7 @@ def _write_identify(draft: Draft, _now: float, _new_id: Callable[[], str]) -> tu
     identifiers = _person_identifiers("user_id", draft.subject)
     wire: _Wire = {"type": "person", "action": "identify", "identifiers": identifiers}
     if draft.timestamp is not None:
-        wire["timestamp"] = _unix_seconds("timestamp", draft.timestamp)
+        wire["timestamp"] = unix_seconds("timestamp", draft.timestamp)
     if draft.attributes is not None:
         encoded = _encode_object("attributes", draft.attributes)
         _check_attributes("attributes", encoded)
@@ -566,7 +592,7 @@ def _write_device(draft: Draft, now: float, new_id: Callable[[], str]) -> tuple[
     if device.get("platform") not in ("ios", "android"):
         raise InvalidOperationError("device.platform", "must be 'ios' or 'android'")
     if device.get("last_used") is not None:
-        device["last_used"] = _unix_seconds("device.last_used", device["last_used"])
+        device["last_used"] = unix_seconds("device.last_used", device["last_used"])
     if device.get("attributes") is not None:
         device["attributes"] = orjson.Fragment(_encode_object("device.attributes", device["attributes"]))
     wire["device"] = {field: value for field, value in device.items() if value is not None}
@@ -689,7 +715,8 @@ _CLIMBING: Final = frozenset({".", ".."})  # as a part of a v1 path they would c
 _SURROGATES: Final = "holds a lone surrogate, which is not valid text"
 
 
-def _check_id(field: str, value: object) -> None:
+def check_id(field: str, value: object) -> None:
+    """Raise :class:`InvalidOperationError` for what cannot be an identifier, or a part of a v1 path."""
     if not isinstance(value, str):
         raise InvalidOperationError(field, f"must be text, got {type(value).__name__}")
     if not value or value.isspace():
@@ -711,7 +738,7 @@ def _utf8_size(field: str, value: str) -> int:
 
 def _person_identifiers(field: str, person: object, *, phone: bool = True) -> dict[str, str]:
     if isinstance(person, str):
-        _check_id(field, person)
+        check_id(field, person)
         return {"id": str.__str__(person)}
     if isinstance(person, (Email, CioId)) or (phone and isinstance(person, Phone)):
         return person.identifiers()
@@ -769,8 +796,12 @@ def _seconds_of(field: str, value: dt.datetime) -> int:
     return math.floor(value.timestamp())
 
 
-def _unix_seconds(field: str, value: object) -> int:
-    """The timestamp of an operation: between 1970 and the point from which on it must be milliseconds."""
+def unix_seconds(field: str, value: object) -> int:
+    """Return a timestamp as unix seconds: between 1970 and the point from which on it must be milliseconds.
+
+    Raises:
+        InvalidOperationError: It is a naive datetime, out of range, or no time at all.
+    """
     if isinstance(value, dt.datetime):
         value = _seconds_of(field, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -798,6 +829,36 @@ def _too_large(body: bytes) -> InvalidOperationError:
 # --------------------------------------------------------------------------------------------------- JSON values
 
 _NAIVE: Final = "is a datetime without a time zone; pass an aware one, such as datetime.now(timezone.utc)"
+
+
+def encode_json(field: str, value: Any) -> bytes:
+    """Encode any value by the rules of this module.
+
+    Raises:
+        InvalidOperationError: Names the part that cannot be sent, by its path from ``field`` on.
+    """
+    return _dumps(field, value)
+
+
+def fields_of(field: str, value: Any) -> dict[str, Any]:
+    """Return what the encoder would write of a value that stands for an object, as a dict of its own.
+
+    Raises:
+        InvalidOperationError: It is no mapping, dataclass or attrs object.
+    """
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[str, Any]", value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = vars(value) if hasattr(value, "__dict__") else [part.name for part in dataclasses.fields(value)]
+        return {name: getattr(value, name) for name in names if not name.startswith("_")}
+    try:
+        plain = _plain(value)
+    except TypeError:
+        plain = None
+    if not isinstance(plain, dict):
+        reason = f"must be a dict, dataclass or attrs object, got {type(value).__name__}"
+        raise InvalidOperationError(field, reason)
+    return cast("dict[str, Any]", plain)
 
 
 def _encode_object(field: str, value: Any) -> bytes:
@@ -832,6 +893,8 @@ def _plain(value: Any) -> Any:
         if _decimal_fault(value) is not None:
             raise TypeError
         return orjson.Fragment(str(value))
+    if isinstance(value, Declared):
+        return value.wire_data()
     kind = cast("Any", type(value))
     if attrs.has(kind):
         return {

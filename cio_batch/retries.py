@@ -13,17 +13,27 @@ Rules:
 
 from __future__ import annotations
 
+import functools
+import inspect
+import logging
 import random as random_module
 import sys
 import time
+import types
 import warnings
-from collections.abc import Awaitable, Callable, Generator
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
 
+import attrs
 import backoff
 
 from cio_batch.settings import RetryOptions
 
+_logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -58,7 +68,7 @@ def waits(options: RetryOptions, random: Callable[[], float] = random_module.ran
 
 
 def is_worth_retrying(error: BaseException) -> bool:
-    """The seed's rule: everything, except an answer with a 4xx status other than 408 and 429.
+    """Everything, except an answer with a 4xx status other than 408 and 429.
 
     An error that says itself whether it is ``retryable`` is believed.
     """
@@ -71,53 +81,197 @@ def is_worth_retrying(error: BaseException) -> bool:
     return not (isinstance(status, int) and 400 <= status < 500 and status not in (408, 429))
 
 
-async def with_retry(
+@attrs.frozen
+class RetryAttempt:
+    """A repeat that is about to be waited for; what ``on_retry`` gets.
+
+    Attributes:
+        attempt: Which repeat it will be, from 1.
+        wait: Seconds until it begins.
+        error: Why it is needed. Its text may hold content, unless it is an error of this library.
+    """
+
+    attempt: int
+    wait: float
+    error: Exception
+
+
+RetryIf: TypeAlias = Callable[[Exception], bool]
+OnRetry: TypeAlias = Callable[[RetryAttempt], object]
+
+
+class Retried(Coroutine[Any, Any, T], Generic[P, T]):
+    """A coroutine function that repeats itself; what ``with_retry`` makes of a function alone.
+
+    Call it like the function, also as a method; or await it as it is, which calls the function without arguments.
+    """
+
+    def __init__(self, call: Callable[P, Awaitable[T]], attempts: Callable[P, Coroutine[Any, Any, T]]) -> None:
+        self._attempts = attempts
+        self._running: Coroutine[Any, Any, T] | None = None
+        functools.update_wrapper(self, call)
+        if sys.version_info >= (3, 12):  # before, a framework that asks for this has to look at __call__
+            inspect.markcoroutinefunction(self)
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the function until it succeeds or fails for good."""
+        return await self._attempts(*args, **kwargs)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Retried[P, T]: ...
+    @overload
+    def __get__(
+        self: Retried[Concatenate[S, Q], T], instance: S, owner: type[S] | None = None
+    ) -> Callable[Q, Coroutine[Any, Any, T]]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """Become a method."""
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Call the function without arguments, and wait for it."""
+        call: Any = self._attempts
+        running: Coroutine[Any, Any, T] = call()
+        return running.__await__()
+
+    # The rest makes it what `await with_retry(call)` and `create_task(with_retry(call))` expect: a coroutine.
+
+    def send(self, value: Any) -> Any:
+        """Run up to the next wait; for event loops."""
+        return self._run().send(value)
+
+    def throw(self, *args: Any) -> Any:
+        """Raise within; for event loops."""
+        return self._run().throw(*args)
+
+    def close(self) -> None:
+        """End what runs; for event loops."""
+        if self._running is not None:
+            self._running.close()
+
+    def _run(self) -> Coroutine[Any, Any, T]:
+        if self._running is None:
+            call: Any = self._attempts
+            self._running = call()
+        return cast("Coroutine[Any, Any, T]", self._running)
+
+
+class Retrying(Protocol):
+    """A decorator for coroutine functions."""
+
+    def __call__(self, call: Callable[P, Awaitable[T]], /) -> Callable[P, Coroutine[Any, Any, T]]:
+        """Return the function that repeats itself."""
+        ...
+
+
+@overload
+def with_retry(call: Callable[P, Awaitable[T]]) -> Retried[P, T]: ...
+@overload
+def with_retry(
     call: Callable[[], Awaitable[T]],
     options: RetryOptions | None = None,
     *,
-    retry_if: Callable[[BaseException], bool] = is_worth_retrying,
-) -> T:
-    """Call ``call`` until it succeeds, fails for good, or has been repeated ``max_retries`` times.
+    retry_if: RetryIf = is_worth_retrying,
+    on_retry: OnRetry | None = None,
+) -> Coroutine[Any, Any, T]: ...
+@overload
+def with_retry(
+    options: RetryOptions,
+    /,
+    *,
+    retry_if: RetryIf = is_worth_retrying,
+    on_retry: OnRetry | None = None,
+) -> Retrying: ...
+@overload
+def with_retry(
+    *,
+    options: RetryOptions | None = None,
+    retry_if: RetryIf = is_worth_retrying,
+    on_retry: OnRetry | None = None,
+) -> Retrying: ...
+def with_retry(
+    call: Callable[..., Awaitable[Any]] | RetryOptions | None = None,
+    options: RetryOptions | None = None,
+    *,
+    retry_if: RetryIf = is_worth_retrying,
+    on_retry: OnRetry | None = None,
+) -> Any:
+    """Call a coroutine function until it succeeds, fails for good, or has been repeated ``max_retries`` times.
+
+    In three forms::
+
+        await with_retry(lambda: client.region(), RetryOptions(max_retries=5))
+
+        @with_retry(RetryOptions(max_elapsed=60.0), on_retry=log)
+        async def fetch(page: int) -> bytes: ...
+
+        @with_retry
+        async def fetch(page: int) -> bytes: ...
 
     Args:
-        call: A coroutine function without arguments; each attempt calls it anew.
-        options: Waits and number of repeats; three repeats by default.
+        call: A coroutine function; each attempt calls it anew. Awaited at once, it is called without arguments.
+        options: Waits, number of repeats and the time after which none is begun (``max_elapsed``); three repeats by
+            default.
         retry_if: Whether an error is worth another attempt; :func:`is_worth_retrying` by default.
+        on_retry: Called with a :class:`RetryAttempt` before each wait. If it raises, that is logged, and nothing else.
 
     Returns:
-        What ``call`` returned.
+        What ``call`` returned; as a decorator, a function that takes the same arguments.
 
     Raises:
         Exception: The last error that ``call`` raised.
 
     Cancellation: A cancel ends the wait or the attempt at once and is never retried.
     """
+    if isinstance(call, RetryOptions):
+        call, options = None, call
     chosen = options if options is not None else RetryOptions()
+
+    def decorate(call: Callable[..., Awaitable[Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
+        return _repeating(call, chosen, retry_if, on_retry)
+
+    if call is None:
+        return decorate
+    attempts = decorate(call)
+    alone = options is None and retry_if is is_worth_retrying and on_retry is None
+    return Retried(call, attempts) if alone else attempts()
+
+
+def _repeating(
+    call: Callable[P, Awaitable[T]], options: RetryOptions, retry_if: RetryIf, on_retry: OnRetry | None
+) -> Callable[P, Coroutine[Any, Any, T]]:
+    """The function that repeats ``call``; made once, used for any number of calls."""
 
     def give_up(error: Exception) -> bool:
         return not retry_if(error)
 
     def wait_gen(**_: Any) -> Generator[float, Any, None]:
-        return _until_elapsed(waits(chosen), chosen.max_elapsed)
+        return _until_elapsed(waits(options), options.max_elapsed)
+
+    def tell(details: Any) -> None:
+        if on_retry is None:
+            return
+        try:
+            on_retry(RetryAttempt(details["tries"], details["wait"], details["exception"]))
+        except Exception as error:  # noqa: BLE001 - a hook must not decide what becomes of the call
+            _logger.error("on_retry raised %s", type(error).__name__)
 
     decorate = backoff.on_exception(
         wait_gen,
         Exception,
-        max_tries=chosen.max_retries + 1,
+        max_tries=options.max_retries + 1,
         max_time=None,  # it would cut the last wait off, a Retry-After too, and reads the wall clock
         jitter=None,  # it is inside the generator: backoff's own would shorten a Retry-After
         giveup=give_up,
+        on_backoff=tell,
         logger=None,
     )
-    attempt: Callable[[], Awaitable[T]]
     if sys.version_info >= (3, 14):
         # backoff asks asyncio.iscoroutinefunction, which is deprecated there.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            attempt = decorate(_as_coroutine_function(call))
+            return decorate(_as_coroutine_function(call))
     else:
-        attempt = decorate(_as_coroutine_function(call))
-    return await attempt()
+        return decorate(_as_coroutine_function(call))
 
 
 def _until_elapsed(waits: Generator[float, object, None], max_elapsed: float | None) -> Generator[float, object, None]:
@@ -131,13 +285,13 @@ def _until_elapsed(waits: Generator[float, object, None], max_elapsed: float | N
         problem = yield seconds
 
 
-def _as_coroutine_function(call: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+def _as_coroutine_function(call: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     # backoff asks whether it decorates a coroutine function; a lambda that returns a coroutine would pass for a
     # plain function and be "retried" without ever being awaited.
-    async def attempt() -> T:
-        return await call()
+    async def attempt(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await call(*args, **kwargs)
 
-    return attempt
+    return functools.update_wrapper(attempt, call)
 
 
 def _retry_after(problem: object) -> float | None:

@@ -4,7 +4,8 @@ Rules:
 
 1. Values are checked when an object is made, and every fault is named in one error.
 2. A key never shows: not in a ``repr``, not in an error.
-3. A client demands only what it uses: ``Settings`` may lack credentials, ``require_track()`` may not.
+3. A client demands only what it uses: ``Settings`` may lack credentials, ``require_track()`` and ``require_app()``
+   may not.
 
 Must not know: asyncio, aiohttp, the clock.
 """
@@ -15,7 +16,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 from urllib.parse import urlsplit
 
 import attrs
@@ -113,7 +114,7 @@ class RetryOptions:
     A ``Retry-After`` is a floor: jitter comes on top of it, never off.
 
     Args:
-        max_retries: Repeats after the first attempt. 3 is the seed's choice, and right where somebody waits
+        max_retries: Repeats after the first attempt. 3 is right where somebody waits
             for the answer; a tracker's default is :data:`QUEUE_RETRY`.
         base_delay: Seconds before the first repeat.
         max_delay: Seconds that the exponential part never exceeds.
@@ -149,6 +150,36 @@ waits for a queued operation, and a deploy or a short outage of the service last
 
 
 @attrs.frozen(kw_only=True)
+class AppRateLimits:
+    """How many calls of each kind the App client makes in a second; ``None`` for no limit.
+
+    The service allows so many to a whole workspace: give each of several processes its share.
+
+    Args:
+        sends: Transactional messages.
+        broadcasts: Triggered broadcasts; 0.1 is one in ten seconds.
+        calls: All calls but sends.
+
+    Raises:
+        ConfigurationError: A rate is not usable.
+
+    Source: https://customer.io/docs/api/app/ (rate limits).
+    """
+
+    sends: float | None = 100.0
+    broadcasts: float | None = 0.1
+    calls: float | None = 10.0
+
+    def __attrs_post_init__(self) -> None:
+        faults = [
+            (name, f"must be a number of calls per second above 0, or None, got {value!r}")
+            for name, value in attrs.asdict(self).items()
+            if value is not None and (not _is_number(value) or not 0 < value < math.inf)
+        ]
+        _raise_for_options(self, faults)
+
+
+@attrs.frozen(kw_only=True)
 class Settings:
     """Where to send, and as whom.
 
@@ -159,6 +190,10 @@ class Settings:
         region: ``"us"`` or ``"eu"``: the data centre of the account.
         track_url: Another origin instead of the region's, for example of a simulator: ``http://127.0.0.1:8080``.
         app_url: The same for the App API.
+        track_credentials: A function that returns ``(site_id, track_api_key)``, for credentials that change while the
+            program runs; it takes the place of the two above. It is asked when a client is made, and again, in a thread
+            of its own, when the service answers 401; with other credentials the call is repeated at once.
+        app_credentials: The same for the App API: it returns the key.
         disabled: Validate and count everything, send nothing. By default ``CUSTOMERIO_DISABLED=1`` decides, also where
             the credentials do not come from the environment.
         http: Timeouts, proxy, certificates.
@@ -175,6 +210,8 @@ class Settings:
     region: Region = "us"
     track_url: str | None = None
     app_url: str | None = None
+    track_credentials: Callable[[], tuple[str, str]] | None = attrs.field(default=None, repr=False)
+    app_credentials: Callable[[], str] | None = attrs.field(default=None, repr=False)
     disabled: bool = attrs.field(factory=lambda: _switch(os.environ.get(_VARIABLES["disabled"], "")))
     http: HttpOptions = attrs.field(factory=HttpOptions)
 
@@ -231,13 +268,36 @@ class Settings:
         """Return site ID and Track key, or say which are missing.
 
         Raises:
-            ConfigurationError: Names each missing variable.
+            ConfigurationError: Names each missing variable, or ``track_credentials`` where it returned something else.
+            Exception: What ``track_credentials`` raised.
         """
-        if not self.site_id or not self.track_api_key:
-            missing = [_VARIABLES[name] for name in ("site_id", "track_api_key") if not getattr(self, name)]
-            _raise_for([(variable, "is missing") for variable in missing])
-            raise AssertionError  # pragma: no cover - one of them was missing
-        return self.site_id, self.track_api_key
+        if self.track_credentials is not None:
+            pair = cast("object", self.track_credentials())
+            match pair:
+                case (str(site_id), str(key)) if _well_formed_key(site_id) and _well_formed_key(key):
+                    return site_id, key
+                case _:
+                    _raise_for_credentials("track_credentials", "(site_id, track_api_key)")
+        self._demand("site_id", "track_api_key")
+        return str(self.site_id), str(self.track_api_key)
+
+    def require_app(self) -> str:
+        """Return the App key, or say that it is missing.
+
+        Raises:
+            ConfigurationError: Names the missing variable, or ``app_credentials`` where it returned something else.
+            Exception: What ``app_credentials`` raised.
+        """
+        if self.app_credentials is not None:
+            key: Any = self.app_credentials()
+            if not _well_formed_key(key):
+                _raise_for_credentials("app_credentials", "the App API key")
+            return str(key)
+        self._demand("app_api_key")
+        return str(self.app_api_key)
+
+    def _demand(self, *names: str) -> None:
+        _raise_for([(_VARIABLES[name], "is missing") for name in names if not getattr(self, name)])
 
 
 def _switch(text: str) -> Any:
@@ -272,6 +332,8 @@ def _faults(values: Mapping[str, Any], label: Callable[[str], str]) -> list[tupl
         value = values.get(name)
         if value is not None and (fault := _origin_fault(value)) is not None:
             faults.append((label(name), fault))
+    functions = ("track_credentials", "app_credentials")
+    faults += [(label(name), "must be a function") for name in functions if not callable(values.get(name) or str)]
     if not isinstance(values.get("disabled", False), bool):
         faults.append((label("disabled"), "must be 1 or 0"))
     return faults
@@ -302,6 +364,11 @@ def _origin_fault(value: object) -> str | None:
     if parts.path not in ("", "/") or "@" in parts.netloc:
         return expected
     return None
+
+
+def _raise_for_credentials(name: str, expected: str) -> NoReturn:
+    msg = f"{name} must return {expected}: printable text without spaces around it"
+    raise ConfigurationError(msg, (name,))
 
 
 def _raise_for(faults: Iterable[tuple[str, str]]) -> None:

@@ -23,13 +23,14 @@ import functools
 import inspect
 import logging
 import os
+import sys
 import time
 import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Generic, Literal, Self, TypeAlias, overload
 
 import attrs
 from ulid_transform import ulid_now
@@ -40,23 +41,32 @@ from cio_batch.chunks import Backlog
 from cio_batch.delivery import Delivery
 from cio_batch.errors import (
     ConfigurationError,
+    EventSchemaError,
     QueueFullError,
     TrackerClosedError,
     WrongLoopError,
 )
+from cio_batch.events import CioEvent
 from cio_batch.hooks import BeforeEnqueue, OnSettled, SettledHook, redact
 from cio_batch.operations import Draft, ObjectRef, Operation, PersonId, Platform, Relationship
 from cio_batch.queues import OperationQueue
 from cio_batch.settings import QUEUE_RETRY, RetryOptions, Settings
 from cio_batch.stats import Counters, Report, Stats
+from cio_batch.taxonomy import Taxonomy
 from cio_batch.transports import DiscardTransport, TrackV2Transport, Transport
 from cio_batch.verdicts import Rejection, Verdict
+
+if sys.version_info >= (3, 13):
+    from typing import TypeVar
+else:
+    from typing_extensions import TypeVar
 
 _logger = logging.getLogger(__name__)
 
 Overflow: TypeAlias = Literal["block", "raise", "drop_oldest", "drop_newest"]
 _OVERFLOWS: Final = ("block", "raise", "drop_oldest", "drop_newest")
 _TURNS_PER_BATCH: Final = 3
+_MAX_WARNED: Final = 1_000  # a program that puts ids into names costs a thousand warnings and no more
 _GRACE: Final = 0.2  # seconds that close() may take beyond its timeout to end its tasks and connections
 
 
@@ -104,7 +114,11 @@ class _FlushWatch:
         )
 
 
-class CioBatchTracker:
+E = TypeVar("E", bound=CioEvent, default=CioEvent, contravariant=True)
+"""The typed events that a tracker takes: a union. One that takes all events may stand for one that takes some."""
+
+
+class CioBatchTracker(Generic[E]):
     """Takes events from an async service in microseconds and gets them to Customer.io in few requests.
 
     Order is kept per person, and no event is lost without being counted and named. Everything goes through an
@@ -113,6 +127,9 @@ class CioBatchTracker:
 
     Make it anywhere, also at module level; it starts with the first ``enqueue``. End it with ``await close()``, or use
     ``async with``.
+
+    ``CioBatchTracker[AppEvent]`` takes, for a type checker, only the typed events of the union ``AppEvent``; without
+    an argument it takes every :class:`~cio_batch.events.CioEvent`.
 
     Args:
         settings: Credentials and host; :meth:`Settings.from_env` when ``None``.
@@ -138,6 +155,10 @@ class CioBatchTracker:
             loop; an ``async def`` runs in a task of its own.
         before_enqueue: Called with each :class:`~cio_batch.operations.Draft` before it is encoded; returns it, changed
             or not, or ``None`` to drop it. It makes ``enqueue`` about three times slower.
+        taxonomy: The events that there are: those that are said as a name and data are checked against it, too, before
+            ``before_enqueue`` sees them. It makes ``enqueue`` three to five times slower.
+        strict: ``True`` to refuse an event that contradicts the taxonomy; ``False`` to take it, with one warning for
+            each name.
 
     Raises:
         ConfigurationError: An argument or a setting is missing or out of range.
@@ -162,6 +183,8 @@ class CioBatchTracker:
         enabled: bool = True,
         on_settled: OnSettled | None = None,
         before_enqueue: BeforeEnqueue | None = None,
+        taxonomy: Taxonomy | None = None,
+        strict: bool = True,
     ) -> None:
         _check_arguments(
             whole={"batch_size": (batch_size, 1), "concurrency": (concurrency, 1), "max_pending": (max_pending, 1)},
@@ -170,6 +193,7 @@ class CioBatchTracker:
             max_pending_bytes=max_pending_bytes,
             overflow=overflow,
             before_enqueue=before_enqueue,
+            taxonomy=taxonomy,
         )
         chosen = Settings.from_env() if settings is None else settings
         if not enabled or chosen.disabled:
@@ -189,9 +213,12 @@ class CioBatchTracker:
         self._drain_timeout = drain_timeout
         self._handle_sigterm = handle_sigterm
         self._before_enqueue = before_enqueue
+        self._taxonomy = taxonomy
+        self._strict = strict
+        self._warned: set[str] = set()
         self._check = transport.check
-        # Whether enqueue must take the way of drafts; one look on the hot path instead of two.
-        self._guarded = before_enqueue is not None or self._check is not None
+        # Whether enqueue must take the way of drafts; one look on the hot path instead of three.
+        self._guarded = before_enqueue is not None or taxonomy is not None or self._check is not None
         self._on_settled = on_settled
         self._begin_empty()
         _trackers.add(self)
@@ -251,10 +278,32 @@ class CioBatchTracker:
 
     # ---------------------------------------------------------------------------------------- taking operations
 
+    @overload
+    async def enqueue(
+        self,
+        user_id: PersonId,
+        event: E,
+        /,
+        *,
+        timestamp: float | dt.datetime | None = None,
+        id: str | None = None,
+    ) -> None: ...
+
+    @overload
     async def enqueue(
         self,
         user_id: PersonId,
         name: str,
+        data: Any = None,
+        *,
+        timestamp: float | dt.datetime | None = None,
+        id: str | None = None,
+    ) -> None: ...
+
+    async def enqueue(
+        self,
+        user_id: PersonId,
+        name: Any,
         data: Any = None,
         *,
         timestamp: float | dt.datetime | None = None,
@@ -264,13 +313,14 @@ class CioBatchTracker:
 
         Args:
             user_id: The person's id, or :class:`Email`, :class:`Phone`, :class:`CioId`.
-            name: Name of the event, at most 100 bytes.
+            name: A typed event, which brings its data with it; or the name of an event, at most 100 bytes.
             data: What a message may refer to: a dict, dataclass or attrs object; see :mod:`cio_batch.operations`.
             timestamp: When it happened: unix seconds or an aware datetime; now by default.
             id: A ULID by which the service ignores repeats; a fresh one by default.
 
         Raises:
-            InvalidOperationError: The event cannot be sent. Nothing was queued.
+            InvalidOperationError: The event cannot be sent; as :class:`EventSchemaError`, because it contradicts the
+                taxonomy. Nothing was queued.
             QueueFullError: The tracker is full, and the overflow policy refuses. Nothing was queued.
             TrackerClosedError: The tracker is closed or closing. Nothing was queued.
             WrongLoopError: The tracker runs in another loop. Nothing was queued.
@@ -282,6 +332,9 @@ class CioBatchTracker:
         if self._guarded:
             await self.submit(ops.event(user_id, name, data, timestamp=timestamp, id=id))
             return
+        # An event with data, the commonest, pays two nanoseconds for the typed ones.
+        if data is None and type(name) is not str and isinstance(name, CioEvent):
+            name, data = name.event_name, name.wire_data() or None
         operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ulid_now)
         # From here on the same as _admit, written out: another coroutine would cost as much as the encoding of an id.
         if self._open_loop is not asyncio.get_running_loop():
@@ -292,10 +345,32 @@ class CioBatchTracker:
         elif queue.batch_ready:
             await self._yield()
 
+    @overload
+    def enqueue_nowait(
+        self,
+        user_id: PersonId,
+        event: E,
+        /,
+        *,
+        timestamp: float | dt.datetime | None = None,
+        id: str | None = None,
+    ) -> None: ...
+
+    @overload
     def enqueue_nowait(
         self,
         user_id: PersonId,
         name: str,
+        data: Any = None,
+        *,
+        timestamp: float | dt.datetime | None = None,
+        id: str | None = None,
+    ) -> None: ...
+
+    def enqueue_nowait(
+        self,
+        user_id: PersonId,
+        name: Any,
         data: Any = None,
         *,
         timestamp: float | dt.datetime | None = None,
@@ -314,10 +389,32 @@ class CioBatchTracker:
         if operation is not None and not self._queue.offer(operation):
             self._make_room(operation)
 
+    @overload
+    def enqueue_threadsafe(
+        self,
+        user_id: PersonId,
+        event: E,
+        /,
+        *,
+        timestamp: float | dt.datetime | None = None,
+        id: str | None = None,
+    ) -> concurrent.futures.Future[None]: ...
+
+    @overload
     def enqueue_threadsafe(
         self,
         user_id: PersonId,
         name: str,
+        data: Any = None,
+        *,
+        timestamp: float | dt.datetime | None = None,
+        id: str | None = None,
+    ) -> concurrent.futures.Future[None]: ...
+
+    def enqueue_threadsafe(
+        self,
+        user_id: PersonId,
+        name: Any,
         data: Any = None,
         *,
         timestamp: float | dt.datetime | None = None,
@@ -402,7 +499,14 @@ class CioBatchTracker:
         timestamp: float | dt.datetime | None = None,
         relationships: Iterable[ObjectRef | Relationship] | None = None,
     ) -> None:
-        """Queue making or changing a person. Source: schema ``identify_person``."""
+        """Queue making or changing a person. Source: schema ``identify_person``.
+
+        Args:
+            user_id: Who it is.
+            attributes: A dict, a :class:`~cio_batch.events.UserAttributes`, or another object.
+            timestamp: Orders changes of attributes.
+            relationships: Objects that the person is related to.
+        """
         await self.submit(ops.identify(user_id, attributes, timestamp=timestamp, relationships=relationships))
 
     async def delete(self, user_id: PersonId) -> None:
@@ -540,6 +644,16 @@ class CioBatchTracker:
             _inherited.append(vars(self).copy())
             self._begin_empty()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has begun, so that ``close()`` is due."""
+        return self._state not in (_State.NEW, _State.CLOSED)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, and takes nothing any more."""
+        return self._state is _State.CLOSED
+
     def stats(self) -> Stats:
         """Return a picture of this instant. It walks what is held, so call it now and then, not per event."""
         in_flight_bytes = self._delivery.in_flight_bytes
@@ -563,7 +677,9 @@ class CioBatchTracker:
     # ------------------------------------------------------------------------------------------- inside: the door
 
     def _encode(self, draft: Draft, foreign: asyncio.AbstractEventLoop | None = None) -> Operation | None:
-        """Let the hook see a draft, and encode it; ``None`` when it was dropped."""
+        """Check a draft against the taxonomy, let the hook see it, and encode it; ``None`` when it was dropped."""
+        if self._taxonomy is not None and draft.kind in _TAXONOMIC:
+            self._compare(self._taxonomy, draft)
         if self._before_enqueue is not None:
             redacted, why = redact(self._before_enqueue, draft)
             if redacted is None:
@@ -578,6 +694,20 @@ class CioBatchTracker:
         if self._check is not None:
             self._check(operation)
         return operation
+
+    def _compare(self, taxonomy: Taxonomy, draft: Draft) -> None:
+        """Refuse an event that contradicts the taxonomy, or warn of the first one of its name."""
+        name: object = draft.name
+        if not isinstance(name, str):
+            return  # the encoder says what is wrong with it
+        try:
+            taxonomy.validate(name, draft.attributes)
+        except EventSchemaError as error:
+            if self._strict:
+                raise
+            if name not in self._warned and len(self._warned) < _MAX_WARNED:
+                self._warned.add(name)
+                _logger.warning("an event contradicts the taxonomy and is taken all the same: %s", error)
 
     async def _admit(self, operation: Operation) -> None:
         if self._open_loop is not asyncio.get_running_loop():
@@ -968,8 +1098,9 @@ class CioBatchTracker:
             self._quiet.set()
 
 
+_TAXONOMIC: Final = frozenset({"person.event", "anonymous.event"})
 _CLOSED: Final = "the tracker is closed or closing and takes no more operations"
-_trackers: weakref.WeakSet[CioBatchTracker] = weakref.WeakSet()
+_trackers: weakref.WeakSet[CioBatchTracker[Any]] = weakref.WeakSet()
 # What trackers of a parent process held. It is kept: a pending task that is collected complains, and one in the midst
 # of a call would close its connection and so take the parent's socket out of the poll object that both share.
 _inherited: Final[list[dict[str, Any]]] = []
@@ -983,7 +1114,7 @@ def _begin_empty_after_fork() -> None:
 os.register_at_fork(after_in_child=_begin_empty_after_fork)
 
 
-def _call(tracker: Callable[[], CioBatchTracker | None], method: Callable[[CioBatchTracker], None]) -> None:
+def _call(tracker: Callable[[], CioBatchTracker[Any] | None], method: Callable[[CioBatchTracker[Any]], None]) -> None:
     target = tracker()
     if target is not None:
         method(target)
@@ -1012,6 +1143,7 @@ def _check_arguments(
     max_pending_bytes: object,
     overflow: object,
     before_enqueue: object,
+    taxonomy: object,
 ) -> None:
     """Name every argument of the tracker that is out of range, in one error."""
     faults: list[tuple[str, str]] = []
@@ -1029,6 +1161,8 @@ def _check_arguments(
         faults.append(("overflow", f"must be one of {', '.join(_OVERFLOWS)}"))
     if inspect.iscoroutinefunction(before_enqueue):
         faults.append(("before_enqueue", "must be a plain function: it decides before enqueue returns"))
+    if taxonomy is not None and not isinstance(taxonomy, Taxonomy):
+        faults.append(("taxonomy", f"must be a Taxonomy, got {type(taxonomy).__name__}"))
     if faults:
         text = "; ".join(f"{name} {fault}" for name, fault in faults)
         raise ConfigurationError(text, tuple(name for name, _ in faults))

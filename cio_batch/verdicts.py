@@ -23,10 +23,13 @@ import datetime as dt
 import email.utils
 import enum
 import math
+import re
 from typing import Any, Final, cast
 
 import attrs
 import orjson
+
+from cio_batch.errors import ErrorDetail
 
 
 class Verdict(enum.StrEnum):
@@ -120,6 +123,8 @@ class Judgement:
 
 
 _MAX_TEXT: Final = 500  # characters of a service's message that are kept
+_MAX_DETAILS: Final = 2_000  # as many as a batch has operations
+_TITLE: Final = re.compile(r"<title[^>]*>([^<]*)</title>", re.IGNORECASE)
 
 
 def judge_batch(answer: Answer, count: int, now: float) -> Judgement:
@@ -252,24 +257,69 @@ def _unreadable(answer: Answer) -> Judgement:
     return Judgement(0, next=Next.RETRY, reason=f"status {answer.status} with an unreadable body", status=answer.status)
 
 
-def _read_rejection(answer: Answer) -> Rejection:
-    """Find the reason in whatever envelope it came: ``errors`` of v2, ``meta`` of v1, or none at all."""
+def read_details(answer: Answer) -> tuple[ErrorDetail, ...]:
+    """Read what the service found wrong, in whatever envelope it came; never raises.
+
+    ``errors`` of v2 and of the App API, ``meta.error`` and ``meta.errors`` of v1, plain text, the title of an HTML
+    page; nothing where there is nothing to read.
+    """
     try:
         body: Any = orjson.loads(answer.body)
     except orjson.JSONDecodeError:
-        body = None
-    if isinstance(body, dict):
-        envelope = cast("dict[str, Any]", body)
-        errors = envelope.get("errors")
-        if isinstance(errors, list) and errors and isinstance(errors[0], dict):
-            return _rejection_from(cast("dict[str, Any]", errors[0]), answer.status)
-        meta = envelope.get("meta")
-        if isinstance(meta, dict):
-            said = cast("dict[str, Any]", meta)
-            texts: Any = said.get("errors") or [said.get("error")]
-            first = cast("Any", texts)[0] if isinstance(texts, list) else None
-            return Rejection(f"status {answer.status}", message=_text(first), status=answer.status)
-    return Rejection(f"status {answer.status}", status=answer.status)
+        return _read_text(answer.body)
+    if not isinstance(body, dict):
+        return (ErrorDetail(message=_text(body)),) if isinstance(body, str) and body else ()
+    envelope = cast("dict[str, Any]", body)
+    meta: Any = envelope.get("meta")
+    found: list[Any] = []
+    if isinstance(meta, dict):
+        found += [*_listed(cast("Any", meta).get("errors")), cast("Any", meta).get("error")]
+    found += [*_listed(envelope.get("errors")), envelope.get("error")]
+    return tuple(detail for each in found[:_MAX_DETAILS] if (detail := _detail_from(each)) is not None)
+
+
+def _listed(value: object) -> list[Any]:
+    items: list[Any] = cast("Any", value) if isinstance(value, list) else [value]
+    return items
+
+
+def _detail_from(error: object) -> ErrorDetail | None:
+    if isinstance(error, str):
+        return ErrorDetail(message=_text(error)) if error else None
+    if not isinstance(error, dict):
+        return None
+    named = cast("dict[str, Any]", error)
+    source: Any = named.get("source")  # of the App API: a name, or {"pointer": "/data/…"}
+    if isinstance(source, dict):
+        source = cast("Any", source).get("pointer") or cast("Any", source).get("parameter")
+    status: Any = named.get("status")
+    if isinstance(status, str) and status.isascii() and status.isdigit():
+        status = int(status[:3])
+    return ErrorDetail(
+        reason=_text(named.get("reason")),
+        field=_text(named.get("field")) or _text(source),
+        message=_text(named.get("message")) or _text(named.get("detail")),
+        status=status if type(status) is int else 0,
+    )
+
+
+def _read_text(body: bytes) -> tuple[ErrorDetail, ...]:
+    text = body[: 4 * _MAX_TEXT].decode(errors="replace").strip()
+    if text.startswith(("{", "[")):
+        return ()  # JSON that was cut off
+    if text.startswith("<"):
+        title = _TITLE.search(text)
+        text = title[1].strip() if title is not None else ""
+    return (ErrorDetail(message=text[:_MAX_TEXT]),) if text else ()
+
+
+def _read_rejection(answer: Answer) -> Rejection:
+    """Read the first of the reasons."""
+    details = read_details(answer)
+    if not details:
+        return Rejection(f"status {answer.status}", status=answer.status)
+    first = details[0]
+    return Rejection(first.reason or f"status {answer.status}", first.field, first.message, answer.status)
 
 
 def _rejection_from(error: dict[str, Any], status: int) -> Rejection:

@@ -11,7 +11,20 @@ import attrs
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cio_batch"
-PURE = ["errors", "settings", "operations", "chunks", "verdicts", "stats"]
+PURE = [
+    "errors",
+    "settings",
+    "values",
+    "compiled",
+    "annotations",
+    "events",
+    "operations",
+    "taxonomy",
+    "generation",
+    "chunks",
+    "verdicts",
+    "stats",
+]
 IMPURE = {"asyncio", "aiohttp", "backoff", "logging", "time", "random"}
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from types import ModuleType
 
 import aiohttp
+import attrs
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from cio_batch import CioClientFactory, Taxonomy
 from cio_batch.simulator import Simulator
 
 from .conftest import settings_for
@@ -18,12 +20,16 @@ from .hosts.harness import Host
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TESTED = {
     "aiohttp_app.py",
+    "direct_client.py",
+    "factory.py",
     "own_retry.py",
     "quickstart.py",
     "redaction.py",
     "script_with_flush.py",
+    "send_email.py",
     "settled_hook.py",
     "starlette_app.py",
+    "taxonomy.py",
     "threads.py",
 }
 
@@ -44,10 +50,11 @@ def seen(sim: Simulator, person: str) -> list[tuple[str, dict[str, object]]]:
 
 
 def test_every_example_is_tested_and_short() -> None:
-    """No example is left out, and each fits on a screen."""
+    """No example is left out, and each fits on a screen; the taxonomy is as long as it has events."""
     files = {path.name: path.read_text(encoding="utf-8") for path in EXAMPLES.glob("*.py")}
     assert set(files) == TESTED
-    assert max(text.count("\n") for text in files.values()) < 40
+    assert max(text.count("\n") for name, text in files.items() if name != "taxonomy.py") < 40
+    assert files["taxonomy.py"].count("\n") < 80
 
 
 async def test_quickstart(sim: Simulator) -> None:
@@ -102,6 +109,28 @@ async def test_settled_hook(sim: Simulator, capsys: pytest.CaptureFixture[str]) 
     assert [data["n"] for _, data in seen(sim, "user-1")] == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
 
+async def test_taxonomy(sim: Simulator) -> None:
+    """The five events arrive, whether typed or plain, and so do the typed attributes."""
+    example = load("taxonomy")
+    await example.main(settings_for(sim))
+    assert sim.workspace.person("id", "user-1").attributes == {"email": "ada@example.com", "plan": "pro"}
+    assert seen(sim, "user-1") == [
+        ("signed_up", {"method": "email"}),
+        ("plan_changed", {"from": "free", "to": "pro", "mrr": 49.0}),
+        ("feature_used", {"feature": "export", "duration_ms": 120}),
+        ("checkout_completed", {"order_id": "A-7", "total": 12.5, "items": 3}),
+        ("subscription_cancelled", {"reason": "moved"}),
+    ]
+    assert [event.event_name for event in Taxonomy(example.AppEvent)] == [name for name, _ in seen(sim, "user-1")]
+
+
+async def test_taxonomy_as_a_script(sim: Simulator) -> None:
+    """Types that are resolved in ``__main__``, and the environment alone."""
+    async with Host(sim, str(EXAMPLES / "taxonomy.py")) as host:
+        assert await host.exit_code() == 0
+    assert len(seen(sim, "user-1")) == 5
+
+
 async def test_own_retry(sim: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
     """The call is repeated until the service answers, and not at all with wrong credentials."""
     sim.faults.order("server_error", times=2)
@@ -131,3 +160,43 @@ async def test_starlette_app(sim: Simulator) -> None:
         host.terminate()
         assert await host.exit_code() == -15
     assert seen(sim, "user-1") == [("signed_up", {})]
+
+
+async def test_direct_client(sim: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every call arrives, stamped, and a refusal is told with the service's words."""
+    module = load("direct_client")
+    await module.main(settings_for(sim))
+    person = sim.workspace.person("id", "user-1")
+    assert person.attributes["seats"] == 5
+    [(name, data)] = seen(sim, "user-1")
+    assert (name, data["method"]) == ("signed_up", "email")
+    assert sim.workspace.segments == {3: {("id", "user-1")}}
+    assert [form["form_id"] for form in sim.workspace.forms] == ["contact"]
+    assert capsys.readouterr().out == "the account lives in us\n"
+
+
+async def test_send_email(sim: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
+    """The email is sent once, also where its answer is lost, and then the program says so."""
+    settings = attrs.evolve(settings_for(sim), app_api_key="app-key", app_url=sim.url)
+    await load("send_email").main(settings)
+    sim.faults.order("drop_after")
+    await load("send_email").main(settings)
+    sim.faults.order("unauthorized")
+    await load("send_email").main(settings)
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == f"sent as {sim.workspace.messages[0].delivery_id}"
+    assert second.startswith("look before you send it again: no answer")
+    assert third.startswith("not sent: Customer.io answered 401")
+    assert [message.request["attachments"] for message in sim.workspace.messages] == [
+        {"invoice.txt": "QS03OiAxMi41MA=="}
+    ] * 2
+
+
+async def test_factory(sim: Simulator) -> None:
+    """Both modules use the same clients, and the end of the program drains them."""
+    CioClientFactory.reset()
+    try:
+        await load("factory").main(settings_for(sim))
+    finally:
+        CioClientFactory.reset()
+    assert [name for name, _ in seen(sim, "user-1")] == ["signed_up", "/pricing"]

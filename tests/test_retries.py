@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import inspect
 import math
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cio_batch import ApiError, CioBatchError, UnreachableError, with_retry
+from cio_batch import (
+    ApiError,
+    CioBatchError,
+    InvalidOperationError,
+    QueueFullError,
+    RetryAttempt,
+    SendOutcomeUnknownError,
+    UnreachableError,
+    with_retry,
+)
 from cio_batch.retries import delay, is_worth_retrying, waits
 from cio_batch.settings import QUEUE_RETRY, RetryOptions
 
@@ -132,6 +145,9 @@ def api_error(status: int, *, retry_after: float | None = None, retryable: bool 
         (ConnectionError(), True),
         (UnreachableError("gone", sent=True), True),
         (api_error(404, retryable=False), False),
+        (SendOutcomeUnknownError("timed out"), False),
+        (InvalidOperationError("name", "must not be empty"), False),
+        (QueueFullError("full", pending=1, pending_bytes=1), True),
     ],
 )
 async def test_what_is_tried_again(error: Exception, again: bool) -> None:
@@ -287,3 +303,152 @@ async def test_a_cancel_ends_an_attempt_at_once() -> None:
     assert done
     assert task.cancelled()
     assert calls == 1
+
+
+# ------------------------------------------------------------------------------------------------- as a decorator
+
+
+class Flaky:
+    """Fails as often as it is told to."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.calls: list[tuple[object, ...]] = []
+
+    def note(self, *arguments: object) -> None:
+        self.calls.append(arguments)
+        if len(self.calls) <= self.failures:
+            raise api_error(503)
+
+
+async def test_a_function_repeats_itself() -> None:
+    """``@with_retry(options)`` keeps name, documentation and arguments, and each call has attempts of its own."""
+    flaky = Flaky(failures=2)
+
+    @with_retry(QUICK)
+    async def fetch(page: int, *, size: str = "s") -> str:
+        """Fetch a page."""
+        flaky.note(page, size)
+        return f"{page}{size}"
+
+    assert (fetch.__name__, fetch.__doc__) == ("fetch", "Fetch a page.")
+    assert inspect.iscoroutinefunction(fetch)
+    assert await fetch(1, size="x") == "1x"
+    assert flaky.calls == [(1, "x")] * 3
+    flaky.failures = 9
+    with pytest.raises(ApiError):
+        await fetch(2)
+    assert flaky.calls[3:] == [(2, "s")] * 4
+
+
+async def test_a_bare_decorator_repeats_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``@with_retry`` alone has the default options; functions and methods become what they were."""
+    monkeypatch.setattr("cio_batch.retries.delay", lambda *_: 0.0)
+    flaky, patient = Flaky(failures=2), Flaky(failures=3)
+
+    @with_retry
+    async def fetch(page: int) -> int:
+        """Fetch a page."""
+        flaky.note(page)
+        return page
+
+    class Shop:
+        factor = 2
+
+        @with_retry
+        async def price(self, item: int) -> int:
+            patient.note(item)
+            return item * self.factor
+
+    assert fetch.__doc__ == "Fetch a page."
+    assert [await fetch(1), await fetch(page=2)] == [1, 2]
+    assert flaky.calls == [(1,), (1,), (1,), (2,)]
+    assert await Shop().price(5) == 10
+    assert patient.calls == [(5,)] * 4
+    assert await asyncio.gather(*[Shop().price(n) for n in range(3)]) == [0, 2, 4]
+    assert await Shop.price(Shop(), 1) == 2
+
+
+@pytest.mark.parametrize("decorate", [with_retry(), with_retry(options=QUICK), with_retry(retry_if=lambda _: True)])
+async def test_a_decorator_may_be_made_in_any_way(decorate: Any) -> None:
+    """Options, a rule and nothing at all make a decorator."""
+
+    @decorate
+    async def fetch(page: int) -> int:
+        return page
+
+    assert await fetch(7) == 7
+
+
+async def test_a_function_alone_can_be_awaited_run_and_made_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``with_retry(call)`` without options is awaited like any coroutine."""
+    monkeypatch.setattr("cio_batch.retries.delay", lambda *_: 0.0)
+    for use in (lambda it: it, asyncio.create_task, asyncio.ensure_future, lambda it: asyncio.wait_for(it, 5)):
+        call, calls = failing(ValueError(), ValueError())
+        assert await use(with_retry(call)) == "done"
+        assert len(calls) == 3
+    call, _ = failing()
+    assert await asyncio.to_thread(lambda: asyncio.run(with_retry(call))) == "done"  # type: ignore[arg-type]
+
+
+async def test_a_task_of_a_function_alone_can_be_cancelled() -> None:
+    """A cancel reaches the attempt, and leaves nothing that was never awaited."""
+    began = asyncio.Event()
+
+    async def hang() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(with_retry(hang))
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with_retry(hang)
+    gc.collect()
+
+
+# -------------------------------------------------------------------------------------------------- the hook
+
+
+async def test_each_repeat_is_told_before_its_wait() -> None:
+    """``on_retry`` gets number, wait and error of each repeat, and nothing for the first and the last failure."""
+    told: list[RetryAttempt] = []
+    errors = [ValueError("0"), api_error(503, retry_after=0.002), ValueError("2"), ValueError("3")]
+    call, _ = failing(*errors)
+    with pytest.raises(ValueError, match="3"):
+        await with_retry(call, QUICK, on_retry=told.append)
+    assert [each.attempt for each in told] == [1, 2, 3]
+    assert [each.error for each in told] == errors[:3]
+    assert [each.wait for each in told] == [0.001, 0.002, 0.001]
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        told[0].attempt = 7  # type: ignore[misc]
+
+
+async def test_a_hook_that_raises_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Its error is logged by type, without its text."""
+
+    def broken(_: RetryAttempt) -> None:
+        msg = "s3cr3t"
+        raise RuntimeError(msg)
+
+    call, calls = failing(ValueError())
+    assert await with_retry(call, QUICK, on_retry=broken) == "done"
+    assert len(calls) == 2
+    assert "on_retry raised RuntimeError" in caplog.text
+    assert "s3cr3t" not in caplog.text
+
+
+async def test_the_deadline_of_a_decorated_function_begins_with_each_call() -> None:
+    """``max_elapsed`` is counted from the first attempt of a call, not from the decoration."""
+    flaky = Flaky(failures=10_000)
+
+    @with_retry(RetryOptions(max_retries=9_999, base_delay=0.004, max_delay=0.004, jitter=0.0, max_elapsed=0.05))
+    async def fetch() -> None:
+        flaky.note()
+
+    for _ in range(2):
+        before = len(flaky.calls)
+        with pytest.raises(ApiError):
+            await fetch()
+        assert 1 < len(flaky.calls) - before <= 14

@@ -52,6 +52,8 @@ def test_every_variable_is_read() -> None:
         "region": "eu",
         "track_url": "http://127.0.0.1:8080",
         "app_url": "http://localhost:8081/",
+        "track_credentials": None,
+        "app_credentials": None,
         "disabled": True,
         "http": HttpOptions(),
     }
@@ -126,6 +128,8 @@ def test_all_malformed_fields_are_named_in_one_error() -> None:
             region="US",  # type: ignore[arg-type]
             track_url="ftp://x",
             app_url="",
+            track_credentials=("s", "k"),  # type: ignore[arg-type]
+            app_credentials="k",  # type: ignore[arg-type]
             disabled="no",  # type: ignore[arg-type]
         )
     )

@@ -224,8 +224,8 @@ def test_no_answer_is_tried_again(sent: bool) -> None:
         (b'{"meta":{"errors":{"a":1}}}', Rejection("status 400", status=400)),
         (b'{"meta":{"errors":[7]}}', Rejection("status 400", status=400)),
         (b'{"meta":7}', Rejection("status 400", status=400)),
-        (b'{"errors":["text"]}', Rejection("status 400", status=400)),
-        (b"Unauthorized", Rejection("status 400", status=400)),
+        (b'{"errors":["text"]}', Rejection("status 400", "", "text", 400)),
+        (b"Unauthorized", Rejection("status 400", "", "Unauthorized", 400)),
         (b"", Rejection("status 400", status=400)),
     ],
 )

@@ -1,9 +1,10 @@
-"""The command ``cio-batch``: a demo without credentials, a sender of NDJSON files, a local Customer.io.
+"""The command ``cio-batch``: a demo without credentials, a sender of NDJSON files, a local Customer.io, a taxonomy.
 
 ====================  =================================================================================
 ``demo``              events through a tracker and every fault; its producers are stopped half-way
 ``send``              operations from an NDJSON file to Customer.io, or to a simulator
 ``simulate``          a local Customer.io until Ctrl-C
+``taxonomy``          typed events → JSON Schema → typed events
 ``_producer``         the process that the demo stops
 ``plan``              which events the demo makes                                             (pure)
 ``record``            what a producer says about its events, and how it is read back
@@ -57,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help(sys.stderr)
         return 2
+    if arguments.command == "taxonomy":
+        from cio_batch.cli import taxonomy
+
+        run = taxonomy.export if arguments.action == "export" else taxonomy.generate
+        return run(arguments.source, arguments.out)
     if importlib.util.find_spec("rich") is None:
         print("cio-batch: the command line needs rich: pip install 'cio-batch[cli]'", file=sys.stderr)
         return 2
@@ -124,7 +130,7 @@ def _usage(parser: argparse.ArgumentParser, message: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cio-batch", description="Customer.io from the command line.")
     parser.add_argument("--version", action="version", version=f"cio-batch {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="demo | send | simulate")
+    commands = parser.add_subparsers(dest="command", metavar="demo | send | simulate | taxonomy")
 
     demo = commands.add_parser(
         "demo",
@@ -167,6 +173,29 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--latency", type=_seconds, default=0.0, metavar="S", help="seconds that an answer takes")
     simulate.add_argument("--faults", type=_share, default=0.0, metavar="R", help="faults per call (none)")
     _add_seed(simulate)
+
+    taxonomy = commands.add_parser(
+        "taxonomy",
+        help="write typed events as JSON Schema, and JSON Schema as typed events",
+        description="Write typed events as JSON Schema, and JSON Schema as typed events. Exit code 1 when the events "
+        "or the schema cannot be written so, 2 when they cannot be read.",
+    )
+    actions = taxonomy.add_subparsers(dest="action", metavar="export | generate", required=True)
+    export = actions.add_parser(
+        "export",
+        help="typed events → JSON Schema",
+        description="Import MODULE, also from the current folder, and write what NAME is there (a Taxonomy, a union of "
+        "events or one event) as JSON Schema.",
+    )
+    export.add_argument("source", metavar="MODULE:NAME", help="for example shop.events:AppEvent")
+    generate = actions.add_parser(
+        "generate",
+        help="JSON Schema → Python source",
+        description="Write Python source of the typed events that a JSON Schema describes.",
+    )
+    generate.add_argument("source", metavar="SCHEMA.json", help="the file; - for standard input")
+    for action in (export, generate):
+        action.add_argument("--out", metavar="FILE", help="where to write to, instead of standard output")
     return parser
 
 

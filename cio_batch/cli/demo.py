@@ -173,7 +173,7 @@ class _Demo:
         await asyncio.sleep(_LOOK)
 
     def _arrived(self) -> int:
-        return self._simulator.workspace.applied.total() + len(self._simulator.faults.refused_operations)
+        return self._simulator.workspace.applied.total() + len(self._simulator.faults.rejected_ids)
 
     def _order_as_due(self) -> None:
         """Spread the orders over the first part of the run."""

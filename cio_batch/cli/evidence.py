@@ -37,7 +37,7 @@ class Evidence:
         accepted: How many of them a tracker accepted.
         settled: Every verdict that a tracker gave.
         arrived: What the service has of each person: sequence number and id, in the order in which it applied them.
-        refused: The ids of valid events that the service refused in a 207.
+        refused: The ids of valid events that the service refused by themselves: in a 207, or alone in their call.
         refused_calls: How many whole calls it refused (400). Such a call rejects an event where it held only one.
         person_overlaps: Calls that arrived while another one held one of their people.
         faults: How often each kind of fault took effect.

@@ -9,7 +9,8 @@ Rules:
 
 This module must not know HTTP, the workspace or the faults.
 
-Source: track-openapi.json, paths./api/v2/batch, paths./api/v2/entity.
+Source: track-openapi.json, paths./api/v2/batch, paths./api/v2/entity; for the statuses of the App API
+docs.customer.io/integrations/api/app.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,14 @@ from typing import Any, Final, NamedTuple
 import attrs
 import orjson
 
+from cio_batch.simulator.app import (
+    MAX_MESSAGE_BYTES,
+    TOO_LARGE,
+    check_broadcast,
+    check_message,
+    message_of,
+    trigger_of,
+)
 from cio_batch.simulator.checks import (
     MAX_BATCH_BYTES,
     MAX_OPERATION_BYTES,
@@ -35,7 +44,10 @@ STEP: Final = 1_000
 
 
 class Accepted(NamedTuple):
-    """An operation that passed: its position in the call, its parsed form and its canonical bytes."""
+    """An operation that passed: its position in the call, its parsed form and its canonical bytes.
+
+    What the App API takes has no canonical form, since no log compares it: there the bytes are those that came.
+    """
 
     position: int
     operation: Operation
@@ -50,6 +62,7 @@ class Call:
         accepted: The valid operations, in the order in which they stand in the request.
         refused: The errors of the 207 answer, each with its ``batch_index``; only a batch has them.
         refusal: Why the whole call is refused; then ``accepted`` is empty.
+        status: The status of the answer that refuses the whole call.
         is_too_large: The whole body is over the limit, which some services answer with 413.
         size: How many operations the request held, valid or not.
     """
@@ -57,6 +70,7 @@ class Call:
     accepted: list[Accepted] = attrs.field(factory=list[Accepted])
     refused: list[dict[str, Any]] = attrs.field(factory=list[dict[str, Any]])
     refusal: Sequence[Problem] = ()
+    status: int = 400
     is_too_large: bool = False
     size: int = 0
 
@@ -72,7 +86,7 @@ def batch_error(index: int, problem: Problem) -> dict[str, Any]:
     return {"batch_index": index, "reason": reason, "field": field, "message": message}
 
 
-def read_call(call: Call, target: Target, query: Mapping[str, str], body: bytes) -> Iterator[None]:
+def read_call(call: Call, target: Target, query: Mapping[str, str], body: bytes, now: float) -> Iterator[None]:
     """Read a request into ``call``, giving way after each ``STEP`` operations.
 
     Args:
@@ -80,6 +94,7 @@ def read_call(call: Call, target: Target, query: Mapping[str, str], body: bytes)
         target: Which call the request line asks for.
         query: The query's parameters.
         body: The request's body, as it came.
+        now: Unix seconds.
 
     Yields:
         Nothing; each time, the caller may let others run.
@@ -89,6 +104,10 @@ def read_call(call: Call, target: Target, query: Mapping[str, str], body: bytes)
             yield from _read_batch(call, body)
         case "entity":
             _read_entity(call, body)
+        case "trigger_broadcast":
+            _read_broadcast(call, target.parts["broadcast_id"], body)
+        case kind if target.route.api == "app":
+            _read_message(call, kind, body, now)
         case _:
             _read_v1(call, target, query, body)
 
@@ -166,6 +185,34 @@ def _read_v1(call: Call, target: Target, query: Mapping[str, str], body: bytes) 
         )
 
 
+def _read_message(call: Call, kind: str, body: bytes, now: float) -> None:
+    call.size = 1
+    content, refusal = _parse(body)
+    call.refusal = refusal or check_message(kind, content, now)
+    if any(problem.reason == TOO_LARGE for problem in call.refusal):
+        call.status = 413
+    elif len(body) > MAX_MESSAGE_BYTES or refusal:
+        call.refusal = [Problem("invalid", "", "Request entity must be JSON encoded and not exceed 2048 KB.")]
+    if not call.refusal:
+        call.accepted.append(Accepted(0, message_of(kind, content), body))
+
+
+def _read_broadcast(call: Call, broadcast_id: str, body: bytes) -> None:
+    call.size = 1
+    # No broadcast has more digits than a 64-bit number, and Python would refuse to read some of those.
+    if not (broadcast_id.isascii() and broadcast_id.isdigit() and len(broadcast_id) < _MAX_DIGITS):
+        call.status, call.refusal = 404, [Problem("not_found", "", "not found")]
+        return
+    content, refusal = _parse(body or b"{}")
+    if refusal:
+        call.refusal = [Problem("invalid", "", "bad request")]
+        return
+    call.status = 422
+    call.refusal = check_broadcast(content)
+    if not call.refusal:
+        call.accepted.append(Accepted(0, trigger_of(int(broadcast_id), content), body))
+
+
 def _parse(body: bytes) -> tuple[Operation, list[Problem]]:
     # Whether it is an object is for the reader to see; the type is what it will be then.
     try:
@@ -174,4 +221,5 @@ def _parse(body: bytes) -> tuple[Operation, list[Problem]]:
         return {}, [Problem("invalid", "", "request body is not valid JSON")]
 
 
+_MAX_DIGITS: Final = 20
 _OPERATION_TOO_LARGE: Final = Problem("too_large", "", "operation must be 32kb or smaller")

@@ -1,7 +1,7 @@
 """The simulator's own calls, for whoever runs in another process.
 
 ==========================================  =========================================================
-``GET /simulator/state``                    counts: people, operations, calls, faults, overlaps
+``GET /simulator/state``                    counts: people, operations, messages, calls, faults, overlaps
 ``GET /simulator/people``                   every person: kind, identifier, number of operations
 ``GET /simulator/people/{kind}/{id}``       one person's state, ``operations`` and ``first_arrivals``
 ``POST /simulator/faults``                  ``{"rates", "seed", "options", "order": [{"kind", "times", …}]}``
@@ -73,6 +73,8 @@ def state_of(simulator: Controlled) -> dict[str, Any]:
         "operations": dict(workspace.applied),
         "ignored": dict(workspace.ignored),
         "duplicates_ignored": workspace.duplicates_ignored,
+        "messages": workspace.message_count,
+        "broadcasts": workspace.broadcast_count,
         "calls": traffic.calls,
         "calls_by_path": dict(traffic.calls_by_path),
         "unknown_calls": traffic.unknown_calls,

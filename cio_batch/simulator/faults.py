@@ -7,7 +7,9 @@ Rules:
    rates and sequence of calls give the same faults.
 3. ``injected`` counts a fault when it takes effect, not when it is drawn: a "partial" that meets a batch
    without a valid operation has done nothing, and an ordered fault is used up all the same.
-4. ``poison`` belongs to an operation, not to a call: it fires each time that operation comes, until it is cleared.
+4. What a "partial" or a "refuse" refused although it was valid is noted, so that it can be compared with what a client
+   reports. What a "refuse" refused together with the rest of its batch may come again and be applied.
+5. ``poison`` belongs to an operation, not to a call: it fires each time that operation comes, until it is cleared.
 
 The kinds, and what the client sees:
 
@@ -19,9 +21,10 @@ rate_limit      429, with ``Retry-After`` (``"1"``)                 no
 server_error    500, JSON                                           no
 html_error      502, HTML                                           no
 unavailable     503, plain text, ``Retry-After`` where given       no
-partial         some valid operations refused: 207 (batch) or 400   the rest
+partial         some valid operations refused: 207 (batch), 400     the rest
+                or, for a broadcast, 422
 refuse          400 for the whole call                              no
-unauthorized    401, plain text                                     no
+unauthorized    401, plain text; JSON from the App API              no
 redirect        307 to ``location``                                 no
 raw             exactly the bytes given, then the end               no
 drop_before     connection closed before the body was read          no
@@ -146,7 +149,8 @@ class Faults:
 
     Attributes:
         injected: Faults that took effect, by kind; "poison" is among the kinds here.
-        refused_operations: The operations that "partial" refused although they were valid, in order.
+        refused_operations: The operations that "partial" and "refuse" refused although they were valid, in order; more
+            than once where they were refused more than once.
         poison: Says of an operation that a call which contains it is to be answered with ``poison_status``,
             nothing applied.
         poison_status: 500 unless set.
@@ -159,6 +163,7 @@ class Faults:
     def __init__(self, rates: Mapping[Kind, float] | None = None, seed: int = 0, **options: Unpack[Options]) -> None:
         self.injected: Counter[str] = Counter()
         self.refused_operations: list[Operation] = []
+        self._refused_alone: list[Operation] = []
         self.poison: Callable[[Operation], bool] | None = None
         self.poison_status = 500
         self._ordered: deque[Fault] = deque()
@@ -179,8 +184,11 @@ class Faults:
 
     @property
     def rejected_ids(self) -> list[str]:
-        """The ids of the events, pages and screens that "partial" refused, in order."""
-        return [operation["id"] for operation in self.refused_operations if "id" in operation]
+        """The ids of the events, pages and screens that were refused by themselves, in order.
+
+        That is: those that "partial" named, and those that "refuse" refused in a call that held nothing else.
+        """
+        return [operation["id"] for operation in self._refused_alone if "id" in operation]
 
     def mix(self, rates: Mapping[Kind, float], seed: int = 0, **options: Unpack[Options]) -> None:
         """Set anew what chance does from the next call on; orders and counts stay.
@@ -259,6 +267,17 @@ class Faults:
         if not chosen and indexes:
             chosen = [self._random.choice(indexes)]
         return frozenset(chosen)
+
+    def note_named(self, operations: Sequence[Operation]) -> None:
+        """Note valid operations that were refused by name."""
+        self.refused_operations += operations
+        self._refused_alone += operations
+
+    def note_refused_call(self, operations: Sequence[Operation], size: int) -> None:
+        """Note the valid operations of a call that was refused whole; ``size`` counts the invalid ones too."""
+        self.refused_operations += operations
+        if size == 1:
+            self._refused_alone += operations
 
     def has_poison(self, operations: Sequence[Operation]) -> bool:
         """Say whether ``poison`` is true for one of the operations."""

@@ -4,7 +4,8 @@ Rules:
 
 1. A person is the identifier as given: ``("id", "42")`` and ``("email", "a@b.c")`` are two people here,
    even where the real service would know them to be one. Order per person is promised for the same notion.
-2. A merge names two people, a relationship a person and an object, a segment call everyone on its list.
+2. A merge names two people, a relationship a person and an object, a segment call everyone on its list. A message and
+   a broadcast name no one here: they are no change, and nothing promises an order between them and what changes.
 3. Only operations that passed their checks are asked; nothing here guards against a missing field.
 
 This module must not know HTTP, the workspace or the checks.

@@ -1,25 +1,30 @@
-"""Which call of the Track API a request line asks for.
+"""Which call of the Track API or the App API a request line asks for.
 
 Rules:
 
 1. The raw path is split first and each part is decoded once, afterwards: ``%2F`` stays inside its part and
    ``%2525`` becomes ``%25``, so that an identifier arrives as the caller meant it.
 2. An empty part matches nothing: an identifier cannot be empty.
+3. A path that the App API does not know is answered as a wrong method (405), as its documentation says of a
+   misspelt one.
 
 This module must not know what the calls do.
 
-Source: track-openapi.json, paths.
+Source: track-openapi.json, paths; for the App API docs.customer.io/integrations/api/app.
 """
 
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import unquote
 
 import attrs
 
+_APP: Final = "/v1/"
+"""Where the App API's paths begin; no path of the Track API does."""
+
 
 @attrs.frozen
 class Route:
-    """One call of the Track API; ``template`` is the path as the published document writes it."""
+    """One call of Customer.io; ``template`` is the path as the published document writes it."""
 
     name: str
     method: str
@@ -27,8 +32,13 @@ class Route:
     needs_auth: bool = True
 
     @property
+    def api(self) -> Literal["track", "app"]:
+        """The API, which decides the credentials and the form of the errors."""
+        return "app" if self.template.startswith(_APP) else "track"
+
+    @property
     def version(self) -> int:
-        """The version of the API, which decides the form of its errors."""
+        """The version of the Track API, which decides the form of its errors."""
         return 2 if self.name in ("batch", "entity") else 1
 
 
@@ -59,6 +69,13 @@ ROUTES: Final = (
     Route("report_push", "POST", "/api/v1/push/events", needs_auth=False),
     Route("unsubscribe", "POST", "/unsubscribe/{delivery_id}", needs_auth=False),
     Route("region", "GET", "/api/v1/accounts/region"),
+    Route("email", "POST", "/v1/send/email"),
+    Route("push", "POST", "/v1/send/push"),
+    Route("sms", "POST", "/v1/send/sms"),
+    Route("whatsapp", "POST", "/v1/send/whatsapp"),
+    Route("inbox_message", "POST", "/v1/send/inbox_message"),
+    Route("in_app", "POST", "/v1/send/in_app"),
+    Route("trigger_broadcast", "POST", "/v1/campaigns/{broadcast_id}/triggers"),
 )
 
 _TEMPLATES: Final = tuple((route, tuple(route.template.split("/"))) for route in ROUTES)
@@ -84,7 +101,7 @@ def find_target(method: str, raw_path: str) -> Target | int:
         parts = split_path(raw_path)
     except UnicodeDecodeError:
         return 400
-    status = 404
+    status = 405 if raw_path.startswith(_APP) else 404
     # The literal parts are compared as they stand in the raw path: an encoded "events" is no keyword.
     literals = raw_path.partition("?")[0].split("/")
     for route, template in _TEMPLATES:

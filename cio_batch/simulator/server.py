@@ -2,14 +2,14 @@
 
 Rules:
 
-1. A call goes one way: headers, fault drawn, body read, checked, held, fault or poison, credentials, applied,
+1. A call goes one way: headers, fault drawn, body read, checked, held, fault, credentials, rate, poison, applied,
    answered. Nothing is applied before the whole body was read and checked, and one call is applied in one go.
 2. Whoever waits (latency, black hole) waits for ``stop`` at the same time; so ``stop`` is prompt in every state.
 3. Nothing that belongs to a loop is made in the constructor. After ``stop`` the simulator may be started
    again: it comes back at the same address with the same workspace, as a service does after an outage.
 4. Calls below ``/simulator/`` are answered beside all this: no fault meets them and nothing counts them.
 
-Source: track-openapi.json, paths.
+Source: track-openapi.json, paths; for the App API docs.customer.io/integrations/api/app.
 """
 
 import asyncio
@@ -17,21 +17,26 @@ import base64
 import binascii
 import contextlib
 import http
+import math
 import operator
+import re
 import secrets
 import select
-from collections.abc import AsyncGenerator, Hashable
+import time
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
 import orjson
 from aiohttp import web
 
+from cio_batch.simulator.app import answer_to_message
 from cio_batch.simulator.calls import Call, batch_error, read_call
 from cio_batch.simulator.checks import Problem
 from cio_batch.simulator.control import answer_control
 from cio_batch.simulator.faults import Fault, Faults
-from cio_batch.simulator.keys import objects_of, people_of
+from cio_batch.simulator.keys import Operation, objects_of, people_of
+from cio_batch.simulator.rates import AppRates, Turnstile
 from cio_batch.simulator.routes import Target, find_target
 from cio_batch.simulator.traffic import Traffic
 from cio_batch.simulator.workspace import Workspace
@@ -48,7 +53,7 @@ _REFUSED: Final = Problem("invalid", "identifiers", "identifiers were refused by
 
 
 class Simulator:
-    """A local Customer.io: real HTTP, the Track API's answers, faults on order.
+    """A local Customer.io: real HTTP, the answers of the Track API and the App API, faults on order.
 
     Use it as an async context manager, or call ``start`` and, whatever happens, ``stop``::
 
@@ -58,14 +63,17 @@ class Simulator:
             assert sim.workspace.person("id", "42").events
 
     Args:
-        site_id: The user name of the credentials that it accepts.
+        site_id: The user name of the credentials that its Track API accepts.
         track_api_key: Their password.
+        app_api_key: The bearer token that its App API accepts.
         host: Where to listen.
         port: The port; 0 lets the system choose one.
-        latency: Seconds that every answer to a Track call takes after its operations were applied.
+        latency: Seconds that every answer takes after what the call says was applied.
         faults: What goes wrong; nothing, unless given.
         keep: Keep every operation, so that tests can look at it; without, millions of events fit into memory.
-        too_large_status: 400 as the published document says, or 413 as a proxy in front would answer.
+        too_large_status: 400 as the published document says of the Track API, or 413 as a proxy in front would answer.
+        app_rates: The rates above which the App API answers 429; none, unless given. The published ones are
+            ``AppRates()``.
 
     Attributes:
         latency: As above; may be set at any time.
@@ -79,12 +87,14 @@ class Simulator:
         *,
         site_id: str = "site",
         track_api_key: str = "key",
+        app_api_key: str = "app-key",
         host: str = "127.0.0.1",
         port: int = 0,
         latency: float = 0.0,
         faults: Faults | None = None,
         keep: bool = True,
         too_large_status: int = 400,
+        app_rates: AppRates | None = None,
     ) -> None:
         if too_large_status not in (400, 413):
             message = f"too_large_status is 400 or 413, not {too_large_status}"
@@ -95,9 +105,11 @@ class Simulator:
         self.workspace = Workspace(keep=keep)
         self._site_id = site_id
         self._track_api_key = track_api_key
+        self._app_api_key = app_api_key
         self._host = host
         self._port = port
         self._too_large_status = too_large_status
+        self._turnstile = Turnstile(app_rates)
         self._runner: web.AppRunner | None = None
         self._stopping: asyncio.Event | None = None
 
@@ -130,6 +142,8 @@ class Simulator:
             "CUSTOMERIO_SITE_ID": self._site_id,
             "CUSTOMERIO_TRACK_API_KEY": self._track_api_key,
             "CUSTOMERIO_TRACK_URL": self.url,
+            "CUSTOMERIO_APP_API_KEY": self._app_api_key,
+            "CUSTOMERIO_APP_URL": self.url,
         }
 
     async def start(self) -> None:
@@ -186,6 +200,7 @@ class Simulator:
         self.workspace = Workspace(keep=self.workspace.keep)
         self.traffic = Traffic()
         self.faults = Faults()
+        self._turnstile = Turnstile(self._turnstile.rates)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if request.raw_path.startswith("/simulator/"):
@@ -196,7 +211,7 @@ class Simulator:
         headers = request.headers
         traffic.begin(headers.get("User-Agent", ""), headers.get("X-Retry-Count", ""))
         try:
-            response = await self._track(request, traffic)
+            response = await self._take(request, traffic)
         except web.HTTPException as error:
             traffic.statuses[error.status] += 1
             raise
@@ -208,7 +223,7 @@ class Simulator:
         traffic.statuses[response.status] += 1
         return response
 
-    async def _track(self, request: web.Request, traffic: Traffic) -> web.Response | None:
+    async def _take(self, request: web.Request, traffic: Traffic) -> web.Response | None:
         # Returns None where the client gets no answer.
         target = find_target(request.method, request.raw_path)
         if isinstance(target, int):
@@ -226,7 +241,7 @@ class Simulator:
         body = await request.read()
         traffic.largest_body_bytes = max(traffic.largest_body_bytes, len(body))
         call = Call()
-        for _ in read_call(call, target, request.query, body):
+        for _ in read_call(call, target, request.query, body, time.time()):
             await asyncio.sleep(0)
         if target.route.name == "batch":
             traffic.batch_sizes.append(call.size)
@@ -274,10 +289,15 @@ class Simulator:
                     return None
                 case _:
                     faults.count(fault.kind)
+                    if fault.kind == "refuse":
+                        faults.note_refused_call([each.operation for each in call.accepted], call.size)
                     return _fault_response(target, fault)
 
-        if target.route.needs_auth and not self._is_authorized(request):
-            return _unauthorized()
+        if target.route.needs_auth and not self._is_authorized(request, target):
+            return _unauthorized(target)
+        wait = self._wait_for_turn(target)
+        if wait > 0:
+            return _too_early(target, wait)
         if faults.poison is not None and faults.has_poison([each.operation for each in call.accepted]):
             faults.count("poison")
             return _refusal(target, [_POISONED], faults.poison_status)
@@ -303,7 +323,7 @@ class Simulator:
             return
         self.faults.count(fault.kind)
         refused = [each for each in call.accepted if each.position in chosen]
-        self.faults.refused_operations += [each.operation for each in refused]
+        self.faults.note_named([each.operation for each in refused])
         if target.route.name == "batch":
             call.accepted = [each for each in call.accepted if each.position not in chosen]
             call.refused += [batch_error(each.position, _REFUSED) for each in refused]
@@ -315,13 +335,16 @@ class Simulator:
     def _apply(self, request: web.Request, target: Target, call: Call) -> web.Response:
         # No await in here: a call is applied in one go, in the order of its array.
         if call.refusal:
-            status = self._too_large_status if call.is_too_large else 400
+            status = self._too_large_status if call.is_too_large else call.status
             return _refusal(target, call.refusal, status)
         name = target.route.name
         # "This endpoint requires a Content-type: application/json header."
         if name == "unsubscribe" and request.content_type != "application/json":
             problem = Problem("invalid", "", "Content-Type must be application/json")
             return _refusal(target, [problem], 400)
+        if target.route.api == "app":
+            ((_, operation, _),) = call.accepted
+            return self._apply_app(name, operation)
         for _, operation, raw in call.accepted:
             self.workspace.apply(operation, raw)
         if call.refused:
@@ -332,8 +355,26 @@ class Simulator:
             return _json({"url": "https://track.customer.io", "region": "us", "environment_id": 1}, 200)
         return web.Response(body=_SUCCESS, content_type="application/json")
 
-    def _is_authorized(self, request: web.Request) -> bool:
+    def _apply_app(self, name: str, operation: Operation) -> web.Response:
+        now = int(time.time())
+        if name == "trigger_broadcast":
+            return _json({"id": self.workspace.trigger(operation, now).trigger_id}, 200)
+        message = self.workspace.send(operation, now)
+        return _json(answer_to_message(message.delivery_id, message.queued_at, message.request), 200)
+
+    def _wait_for_turn(self, target: Target) -> float:
+        if target.route.api != "app":
+            return 0.0
+        now = time.monotonic()
+        if target.route.name == "trigger_broadcast":
+            return self._turnstile.admit_broadcast(now)
+        return self._turnstile.admit_message(now)
+
+    def _is_authorized(self, request: web.Request, target: Target) -> bool:
         scheme, _, encoded = request.headers.get("Authorization", "").partition(" ")
+        if target.route.api == "app":
+            token = encoded.encode(errors="surrogateescape")
+            return scheme.lower() == "bearer" and secrets.compare_digest(token, self._app_api_key.encode())
         if scheme.lower() != "basic":
             return False
         try:
@@ -350,6 +391,7 @@ class Simulator:
                     await self._stopping.wait()
 
 
+_TOO_MANY: Final = Problem("rate_limit", "", "rate limit exceeded")
 _POISONED: Final = Problem("invalid", "batch", "request could not be processed")
 
 
@@ -358,11 +400,24 @@ def _json(content: Any, status: int) -> web.Response:
     return web.Response(status=status, body=body, content_type="application/json")
 
 
-def _unauthorized() -> web.Response:
+def _unauthorized(target: Target) -> web.Response:
+    if target.route.api == "app":
+        return _refusal(target, [Problem("unauthorized", "", "unauthorized")], 401)
     return web.Response(status=401, text="Unauthorized request\n")
 
 
-def _refusal(target: Target, problems: Any, status: int) -> web.Response:
+def _too_early(target: Target, wait: float) -> web.Response:
+    response = _refusal(target, [_TOO_MANY], 429)
+    response.headers["Retry-After"] = str(math.ceil(wait))
+    return response
+
+
+def _refusal(target: Target, problems: Sequence[Problem], status: int) -> web.Response:
+    if target.route.api == "app":
+        # The door of the App API and its broadcasts list errors; its messages have one text.
+        if target.route.name == "trigger_broadcast" or status in (401, 429):
+            return _json({"errors": [_detail_of(problem, status) for problem in problems]}, status)
+        return _json({"meta": {"error": problems[0].message}}, status)
     if target.route.version == 2:
         return _json({"errors": [problem._asdict() for problem in problems]}, status)
     if target.route.name == "merge":
@@ -370,11 +425,20 @@ def _refusal(target: Target, problems: Any, status: int) -> web.Response:
     return _json({"meta": {"errors": [problem.message for problem in problems]}}, status)
 
 
+def _detail_of(problem: Problem, status: int) -> dict[str, Any]:
+    detail: dict[str, Any] = {"detail": problem.message, "status": str(status)}
+    if status == 422 and problem.field:
+        # "Points to the key in your payload": the first part of what we call the field.
+        key = re.split(r"[.\[]", problem.field, maxsplit=1)[0]
+        detail["source"] = {"pointer": f"/data/attributes/{key}"}
+    return detail
+
+
 def _fault_response(target: Target, fault: Fault) -> web.Response:
     headers = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
     match fault.kind:
         case "rate_limit":
-            response = _refusal(target, [Problem("rate_limit", "", "rate limit exceeded")], fault.status)
+            response = _refusal(target, [_TOO_MANY], fault.status)
         case "server_error":
             response = _refusal(target, [Problem("internal", "", "internal server error")], fault.status)
         case "html_error":
@@ -382,7 +446,7 @@ def _fault_response(target: Target, fault: Fault) -> web.Response:
         case "unavailable":
             response = web.Response(status=fault.status, text="Service Unavailable\n")
         case "unauthorized":
-            return _unauthorized()
+            return _unauthorized(target)
         case "redirect":
             return web.Response(status=fault.status, headers={"Location": fault.location})
         case _:

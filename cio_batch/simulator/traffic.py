@@ -26,7 +26,7 @@ class Hold:
 
 @attrs.define
 class Traffic:
-    """Counts of the Track calls since the start or the last reset; calls to ``/simulator/`` are not in it.
+    """Counts of the calls since the start or the last reset; calls to ``/simulator/`` are not in it.
 
     Attributes:
         calls: All HTTP calls, answered or not, known path or not.

@@ -11,7 +11,9 @@ Rules:
    same when their canonical JSON (compact, fields sorted) is. It shows the order that a client kept, even
    where a retry sent an identify again after a later one. An operation that names several stands in the log of each.
 4. The logs outlive delete, suppress and merge; the state (attributes, events, devices, relationships) does not.
-5. A suppressed person ignores everything but ``unsuppress``, which does not bring back what there was.
+5. A message or a broadcast that the App API accepted changes no one (but for the device that a push may bring) and
+   stands in no one's log: it is kept apart, in order, and is not among ``applied``.
+6. A suppressed person ignores everything but ``unsuppress``, which does not bring back what there was.
 
 Where the service knows more than the wire says, this one is lenient: two identifiers are never joined into one
 person, a merge may name a primary that no one created, a segment exists as soon as it is named.
@@ -21,6 +23,7 @@ This module must not know HTTP, asyncio, the checks or the faults.
 Source: track-openapi.json, the descriptions of the operations.
 """
 
+import base64
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
@@ -169,6 +172,40 @@ class Object(Entity):
         self.relationships = {}
 
 
+@attrs.frozen(kw_only=True)
+class Message:
+    """One message that the App API took, to be sent once.
+
+    Attributes:
+        kind: ``email``, ``push``, ``sms``, ``whatsapp``, ``inbox_message`` or ``in_app``.
+        delivery_id: What the answer called it.
+        queued_at: Unix seconds.
+        request: The request's body, parsed.
+    """
+
+    kind: str
+    delivery_id: str
+    queued_at: int
+    request: dict[str, Any]
+
+
+@attrs.frozen(kw_only=True)
+class Broadcast:
+    """One trigger of a broadcast that the App API took.
+
+    Attributes:
+        broadcast_id: Which broadcast.
+        trigger_id: What the answer called it.
+        triggered_at: Unix seconds.
+        request: The request's body, parsed: the data, and at most one audience.
+    """
+
+    broadcast_id: int
+    trigger_id: int
+    triggered_at: int
+    request: dict[str, Any]
+
+
 class SeenIds:
     """Event ids seen before: all of them, or, given a limit, at least the latest ``limit``."""
 
@@ -207,6 +244,10 @@ class Workspace:
         forms: Form submissions, as ``{"form_id", "identifiers", "attributes"}``.
         metrics: Reported metrics, as ``{"delivery_id", "metric", …}``, whatever call reported them.
         unsubscribes: The last value of ``unsubscribe`` by delivery id.
+        messages: Every message sent, in order; empty with ``keep=False``.
+        message_count: How many there were.
+        broadcasts: Every broadcast triggered, in order; empty with ``keep=False``.
+        broadcast_count: How many there were.
     """
 
     def __init__(self, *, keep: bool = True) -> None:
@@ -220,6 +261,10 @@ class Workspace:
         self.forms: list[dict[str, Any]] = []
         self.metrics: list[dict[str, Any]] = []
         self.unsubscribes: dict[str, bool] = {}
+        self.messages: list[Message] = []
+        self.message_count = 0
+        self.broadcasts: list[Broadcast] = []
+        self.broadcast_count = 0
         self._seen = SeenIds(None if keep else RECENT_IDS)
 
     def person(self, kind: str, identifier: str) -> Person:
@@ -244,6 +289,37 @@ class Workspace:
             self._apply_event(operation, raw)
         else:
             self._apply_change(operation, raw)
+
+    def send(self, operation: Operation, now: int) -> Message:
+        """Take a checked message; ``now`` is Unix seconds."""
+        self.message_count += 1
+        request = operation["request"]
+        message = Message(
+            kind=operation["action"],
+            # Opaque, as the real ones are, and the same in each run.
+            delivery_id=base64.urlsafe_b64encode(b"delivery" + self.message_count.to_bytes(8)).decode(),
+            queued_at=now,
+            request=request,
+        )
+        if self.keep:
+            self.messages.append(message)
+        if "custom_device" in request:
+            ((kind, identifier),) = request["identifiers"].items()
+            self._add_device(self._person((kind, str(identifier))), request["custom_device"])
+        return message
+
+    def trigger(self, operation: Operation, now: int) -> Broadcast:
+        """Take the checked trigger of a broadcast; ``now`` is Unix seconds."""
+        self.broadcast_count += 1
+        broadcast = Broadcast(
+            broadcast_id=operation["broadcast_id"],
+            trigger_id=self.broadcast_count,
+            triggered_at=now,
+            request=operation["request"],
+        )
+        if self.keep:
+            self.broadcasts.append(broadcast)
+        return broadcast
 
     def _apply_event(self, operation: Operation, raw: bytes) -> None:
         person = self._person(person_key(operation["identifiers"]))
@@ -324,9 +400,7 @@ class Workspace:
             case "unsuppress":
                 person.suppressed = False
             case "add_device":
-                device = operation["device"]
-                person.devices[device["token"]] = dict(device)
-                person.exists = True
+                self._add_device(person, operation["device"])
             case "delete_device":
                 person.devices.pop(operation["device"]["token"], None)
             case "delete_relationships":
@@ -398,6 +472,13 @@ class Workspace:
         for other in operation.get("cio_relationships", ()):
             thing = self._object(object_key(other["identifiers"]))
             self._relate(person, thing, other.get("relationship_attributes", {}))
+
+    @staticmethod
+    def _add_device(person: Person, device: Operation) -> None:
+        if person.suppressed:
+            return
+        person.devices[device["token"]] = dict(device)
+        person.exists = True
 
     @staticmethod
     def _relate(person: Person, thing: Object, attributes: Operation) -> None:

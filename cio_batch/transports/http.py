@@ -8,8 +8,10 @@ Rules:
    lose the batch.
 3. The body is read to its end, at most ``MAX_ANSWER_BYTES``, before anybody judges the status.
 4. A reason holds the kind of fault, never a URL's path (v1 has ids in it), a header or a body.
-5. Nothing that belongs to a loop is made before the first call, and a new loop gets a new session.
+5. Nothing that belongs to a loop is made before the first call, and each loop has a session of its own.
 6. The credentials are those that were configured; an entry in ``~/.netrc`` never takes their place.
+7. Credentials that can be renewed are asked for anew once per 401, in a thread: never on the loop, and only once where
+   several calls are refused together. The refused call is repeated once, and only with other credentials.
 
 ``aiohttp`` does not repeat a POST on a dropped keep-alive connection, and the server may have read it all: only the
 ULIDs make our repeat harmless.
@@ -23,8 +25,10 @@ import logging
 import netrc
 import os
 import ssl
+import threading
 import urllib.request
 import weakref
+from collections.abc import Callable
 from typing import Final
 
 import aiohttp
@@ -58,12 +62,20 @@ class HttpClient:
         origin: For example ``https://track.customer.io``.
         authorization: Value of the ``Authorization`` header.
         options: Timeouts, proxy, certificates, a session of the user's own.
+        renew: Returns the value of the ``Authorization`` header anew; called when the service answers 401.
 
     Raises:
         ConfigurationError: The user's session has credentials of its own, which aiohttp refuses to send beside ours.
     """
 
-    def __init__(self, origin: str, authorization: str, options: HttpOptions) -> None:
+    def __init__(
+        self,
+        origin: str,
+        authorization: str,
+        options: HttpOptions,
+        *,
+        renew: Callable[[], str] | None = None,
+    ) -> None:
         if getattr(options.session, "auth", None) is not None:
             msg = "HttpOptions.session must be made without auth: aiohttp refuses to send it beside our credentials"
             raise ConfigurationError(msg, ("session",))
@@ -73,13 +85,20 @@ class HttpClient:
         self._timeout = aiohttp.ClientTimeout(
             total=options.total_timeout, sock_connect=options.connect_timeout, sock_read=options.read_timeout
         )
-        self._session: aiohttp.ClientSession | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._renew = renew
+        self._renewals = 0
+        self._renewing = threading.Lock()
+        self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
         self._warned_of_redirect = False
         _clients.add(self)
 
     def __repr__(self) -> str:
         return f"<HttpClient {self._origin}>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a session of ours is open, in whatever loop."""
+        return any(not session.closed for session in list(self._sessions.values()))
 
     async def request(
         self, method: str, path: str, body: bytes | None = None, *, attempt: int = 0, authorized: bool = True
@@ -99,10 +118,31 @@ class HttpClient:
         headers = {"User-Agent": USER_AGENT, "Accept": "application/json", "Accept-Encoding": "identity"}
         if body is not None:
             headers["Content-Type"] = "application/json"
-        if authorized:
-            headers["Authorization"] = self._authorization
         if attempt:
             headers["X-Retry-Count"] = str(attempt)
+        if not authorized:
+            return await self._follow(method, path, body, headers)
+        renewals, authorization = self._renewals, self._authorization
+        answer = await self._follow(method, path, body, {**headers, "Authorization": authorization})
+        if answer.status == 401 and self._renew is not None:
+            fresh = await asyncio.to_thread(self._renew_after, renewals)
+            if fresh != authorization:
+                return await self._follow(method, path, body, {**headers, "Authorization": fresh})
+        return answer
+
+    def _renew_after(self, renewals: int) -> str:
+        """Ask for the credentials, unless somebody did since; runs in a thread."""
+        with self._renewing:
+            if self._renewals == renewals and self._renew is not None:
+                try:
+                    self._authorization = self._renew()
+                except Exception as error:  # noqa: BLE001 - the user's function; the 401 stands
+                    _logger.error("asking for fresh credentials raised %s", type(error).__name__)
+                self._renewals += 1
+            return self._authorization
+
+    async def _follow(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        """Make one call, and follow its redirects as far as Rule 2 goes."""
         url = URL(self._origin + path, encoded=True)
         for _ in range(_MAX_REDIRECTS + 1):
             answer, location = await self._call(method, url, body, headers)
@@ -124,17 +164,21 @@ class HttpClient:
         return Answer(0, reason=f"redirected more than {_MAX_REDIRECTS} times", sent=True)
 
     def forget_parent(self) -> None:
-        """Forget the session of the parent process; called by itself after a fork."""
-        if self._session is not None:
-            _inherited.append(self._session)
-        self._session = self._loop = None
+        """Forget the sessions of the parent process; called by itself after a fork."""
+        _inherited.extend(self._sessions.values())
+        self._sessions = {}
+        self._renewing = threading.Lock()  # a thread of the parent's may have held it
 
     async def close(self) -> None:
-        """Close the session, if it is ours and one is open."""
-        session, loop = self._session, self._loop
-        self._session = self._loop = None
-        if session is not None and loop is asyncio.get_running_loop():
+        """Close the session of this loop, if it is ours and open. A later call opens another."""
+        self._forget_closed_loops()
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
             await session.close()
+
+    def _forget_closed_loops(self) -> None:
+        for loop in [loop for loop in list(self._sessions) if loop.is_closed()]:
+            self._sessions.pop(loop, None)  # nobody closed it while that could be done: aiohttp tells so
 
     async def _call(
         self, method: str, url: URL, body: bytes | None, headers: dict[str, str]
@@ -179,11 +223,13 @@ class HttpClient:
         if self._options.session is not None:
             return self._options.session
         loop = asyncio.get_running_loop()
-        if self._session is None or self._loop is not loop or self._session.closed:
+        session = self._sessions.get(loop)
+        if session is None or session.closed:
+            self._forget_closed_loops()
             ca_bundle = self._options.ca_bundle
-            self._session = aiohttp.ClientSession(
+            session = self._sessions[loop] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=0,  # the tracker's semaphore bounds the calls
+                    limit=0,  # the callers' semaphores bound the calls
                     keepalive_timeout=_KEEPALIVE,
                     ssl=True if ca_bundle is None else ssl.create_default_context(cafile=ca_bundle),
                 ),
@@ -192,8 +238,7 @@ class HttpClient:
                 # AUTHORIZATION header"), and an entry "default" is one for every host.
                 auto_decompress=False,
             )
-            self._loop = loop
-        return self._session
+        return session
 
     def _may_follow(self, target: URL) -> bool:
         if str(target.origin()) == str(URL(self._origin).origin()):
@@ -235,7 +280,7 @@ def _join(url: URL, location: str | None) -> URL | None:
 
 
 def _environment_proxy(url: URL) -> str | None:
-    """The proxy that the environment names for a URL, with its login from ``~/.netrc``; blocks, since that is a file."""
+    """The proxy that the environment names for a URL, with its login from ``~/.netrc``; blocks, for that is a file."""
     proxy = urllib.request.getproxies().get(url.scheme)
     if proxy is None or urllib.request.proxy_bypass(url.host or ""):
         return None

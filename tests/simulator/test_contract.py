@@ -15,9 +15,11 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from cio_batch.simulator import Simulator
+from cio_batch.simulator.app import check_broadcast, check_message
 from cio_batch.simulator.checks import check_operation
 from cio_batch.simulator.routes import ROUTES, find_target
 
+from .test_app import BROADCASTS, MESSAGES
 from .test_checks import VALID
 from .wire import basic, event, merge, person
 
@@ -38,6 +40,16 @@ UNDOCUMENTED = {
 }
 
 LONG = "i" * 151
+
+# The document has the App API's schemas, not its paths; it has none for WhatsApp.
+TRACK_ROUTES = [route for route in ROUTES if route.api == "track"]
+SCHEMAS = {
+    "email": "sendemail",
+    "push": "sendpush",
+    "sms": "sendsms",
+    "inbox_message": "sendinbox",
+    "in_app": "sendinapp",
+}
 
 # name, path, a body that is right, and a path and body that are wrong
 CALLS: list[tuple[str, str, Any, str | None, Any]] = [
@@ -151,11 +163,11 @@ def test_every_call_of_the_document_is_there() -> None:
         for method in operations
         if method in methods
     }
-    assert {(route.method, route.template) for route in ROUTES} == published
-    assert {name for name, *_ in CALLS} == {route.name for route in ROUTES}
+    assert {(route.method, route.template) for route in TRACK_ROUTES} == published
+    assert {name for name, *_ in CALLS} == {route.name for route in TRACK_ROUTES}
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+@pytest.mark.parametrize("route", TRACK_ROUTES, ids=lambda route: route.name)
 def test_credentials_are_asked_where_the_document_asks(route: Any) -> None:
     """A call asks for credentials exactly where it has a security requirement."""
     operation = document()["paths"][route.template][route.method.lower()]
@@ -260,3 +272,103 @@ def test_what_the_document_refuses_is_refused_here(operation: dict[str, Any]) ->
     everything = "/paths/~1api~1v2~1entity/post/requestBody/content/application~1json/schema"
     assert not validator(everything).is_valid(operation)
     assert check_operation(operation)
+
+
+async def test_answers_of_the_app_api_fit_the_document(app: aiohttp.ClientSession) -> None:
+    """The id of a delivery and the trigger of a broadcast have the documented types."""
+    async with app.post("/v1/send/email", json={"transactional_message_id": 1, "to": "a@b.c"}) as response:
+        answer = await response.json()
+    assert answer.keys() == {"delivery_id", "queued_at"}
+    validator("/components/schemas/delivery_id").validate(answer["delivery_id"])
+    assert type(answer["queued_at"]) is int
+    async with app.post("/v1/campaigns/3/triggers", json={"ids": ["1"]}) as response:
+        answer = await response.json()
+    assert answer.keys() == {"id"}
+    validator("/components/schemas/broadcastTriggerObject").validate(answer)
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_the_documents_own_messages_pass(kind: str) -> None:
+    """The example of each kind is valid here."""
+    example = document()["components"]["schemas"][SCHEMAS[kind]]["example"]
+    assert check_message(kind, example, 1_764_000_000) == []
+
+
+@pytest.mark.parametrize(("kind", "request_body"), MESSAGES)
+def test_a_message_that_passes_here_fits_the_document(kind: str, request_body: dict[str, Any]) -> None:
+    """No message is accepted that the schema of its kind would refuse."""
+    if kind in SCHEMAS:
+        validator(f"/components/schemas/{SCHEMAS[kind]}").validate(request_body)
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_body"),
+    [
+        ("email", {"transactional_message_id": 1}),
+        ("email", {"transactional_message_id": True, "to": "a@b.c"}),
+        ("email", {"transactional_message_id": 1, "to": "a@b.c", "identifiers": {"phone": "+1"}}),
+        ("email", {"transactional_message_id": 1, "to": "a@b.c", "identifiers": {"id": "1", "email": "a@b.c"}}),
+        ("email", {"transactional_message_id": 1, "to": "a@b.c", "tracked": "yes"}),
+        ("push", {"identifiers": {"id": "1"}}),
+        ("push", {"transactional_message_id": 1}),
+        ("push", {"transactional_message_id": 1, "identifiers": {"id": "1"}, "sound": "loud"}),
+        ("push", {"transactional_message_id": 1, "identifiers": {"id": "1"}, "custom_device": {"token": "t"}}),
+        ("sms", {"transactional_message_id": 1, "identifiers": {"id": "1"}}),
+        ("inbox_message", {"transactional_message_id": 1}),
+        ("in_app", {"identifiers": {"id": "1"}}),
+        ("in_app", {"transactional_message_id": 1, "identifiers": {"id": "1"}, "send_at": "soon"}),
+    ],
+)
+def test_a_message_that_the_document_refuses_is_refused_here(kind: str, request_body: dict[str, Any]) -> None:
+    """A message that does not fit the schema of its kind does not pass."""
+    assert not validator(f"/components/schemas/{SCHEMAS[kind]}").is_valid(request_body)
+    assert check_message(kind, request_body, 1_764_000_000)
+
+
+def broadcast_schemas() -> dict[str, Draft202012Validator]:
+    """Return a validator for each form of a broadcast, by its title: the first form fits all the others as well."""
+    pointer = "/components/schemas/campaignRequest/oneOf"
+    titles = [form["title"] for form in look_up(pointer)]
+    return {title: validator(f"{pointer}/{index}") for index, title in enumerate(titles)}
+
+
+@pytest.mark.parametrize("request_body", BROADCASTS)
+def test_a_broadcast_that_passes_here_fits_the_document(request_body: dict[str, Any]) -> None:
+    """No trigger is accepted that the form with its audience would refuse."""
+    titles = {
+        "recipients": "Custom recipients",
+        "emails": "Emails",
+        "ids": "IDs",
+        "per_user_data": "User Maps",
+        "data_file_url": "Data file URL",
+    }
+    (title,) = [titles[name] for name in request_body if name in titles] or ["Default audience"]
+    if "recipients" in request_body:
+        # The forms of a filter have no required property, so that each fits all of them.
+        assert any(
+            validator(f"/components/schemas/{form}").is_valid(request_body["recipients"])
+            for form in ("andAudienceFilter", "orAudienceFilter", "segmentAudienceFilter", "attributeAudienceFilter")
+        )
+        return
+    broadcast_schemas()[title].validate(request_body)
+
+
+@pytest.mark.parametrize(
+    ("title", "request_body"),
+    [
+        ("Default audience", {"data": []}),
+        ("Default audience", {"id_ignore_missing": 1}),
+        ("IDs", {"ids": "1"}),
+        ("IDs", {"ids": ["1"] * 10_001}),
+        ("IDs", {"ids": [None]}),
+        ("Emails", {"emails": {}}),
+        ("User Maps", {"per_user_data": [{"data": {}}]}),
+        ("User Maps", {"per_user_data": [{"id": "1", "email": "a@b.c"}]}),
+        ("User Maps", {"per_user_data": [{"id": "1", "data": 1}]}),
+        ("Data file URL", {"data_file_url": 1}),
+    ],
+)
+def test_a_broadcast_that_the_document_refuses_is_refused_here(title: str, request_body: dict[str, Any]) -> None:
+    """A trigger that does not fit the form with its audience does not pass."""
+    assert not broadcast_schemas()[title].is_valid(request_body)
+    assert check_broadcast(request_body)

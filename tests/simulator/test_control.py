@@ -8,7 +8,7 @@ from yarl import URL
 
 from cio_batch.simulator import Simulator
 
-from .wire import basic, event, person, ulid
+from .wire import basic, bearer, event, person, ulid
 
 BATCH = "/api/v2/batch"
 
@@ -36,6 +36,37 @@ async def test_state_has_the_counts(sim: Simulator, client: aiohttp.ClientSessio
     }
     assert {name: state[name] for name in expected} == expected
     assert sim.traffic.calls == 3
+
+
+async def test_state_counts_messages_and_broadcasts_until_a_reset(sim: Simulator, app: aiohttp.ClientSession) -> None:
+    """What the App API took is counted apart from the operations, and gone after a reset."""
+    message = {"transactional_message_id": 1, "identifiers": {"id": "1"}}
+    for path, body in [("send/push", message), ("send/in_app", message), ("campaigns/3/triggers", {})]:
+        async with app.post(f"/v1/{path}", json=body) as response:
+            assert response.status == 200, path
+    async with app.get("/simulator/state") as response:
+        state = await response.json()
+    assert (state["messages"], state["broadcasts"], state["operations"]) == (2, 1, {})
+    assert state["calls_by_path"]["/v1/send/push"] == 1
+    async with app.post("/simulator/reset") as response:
+        assert response.status == 200
+    assert (sim.workspace.messages, sim.workspace.broadcasts) == ([], [])
+    async with app.get("/simulator/state") as response:
+        state = await response.json()
+    assert (state["messages"], state["broadcasts"]) == (0, 0)
+
+
+async def test_without_keep_messages_are_only_counted() -> None:
+    """With keep=False the counts go on, and no message stays in memory."""
+    async with Simulator(keep=False) as sim, aiohttp.ClientSession(sim.url, headers=bearer("app-key")) as own:
+        for _ in range(3):
+            async with own.post("/v1/send/email", json={"transactional_message_id": 1, "to": "a@b.c"}) as response:
+                assert response.status == 200
+        async with own.post("/v1/campaigns/3/triggers") as response:
+            assert response.status == 200
+        workspace = sim.workspace
+        assert (workspace.message_count, workspace.messages) == (3, [])
+        assert (workspace.broadcast_count, workspace.broadcasts) == (1, [])
 
 
 async def test_people_are_listed_and_shown(sim: Simulator, client: aiohttp.ClientSession) -> None:

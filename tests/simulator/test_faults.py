@@ -123,6 +123,28 @@ async def test_partial_refuses_a_single_call_with_a_400(
     assert sim.faults.rejected_ids == [ulid(1)]
 
 
+async def test_refuse_notes_what_it_refused(sim: Simulator, client: aiohttp.ClientSession) -> None:
+    """The valid operations of each refused call are noted; only one that was alone in its call was refused for good."""
+    sim.faults.order("refuse", times=3)
+    batch = [event(number=0), {"type": "person"}, event(number=2)]
+    assert await status_of(client, body={"batch": batch}) == 400
+    assert await status_of(client, body={"batch": batch[:1]}) == 400
+    assert await status_of(client, "/api/v2/entity", event(number=7)) == 400
+    assert sim.faults.refused_operations == [batch[0], batch[2], batch[0], event(number=7)]
+    assert sim.faults.rejected_ids == [ulid(0), ulid(7)]
+    assert await status_of(client, body={"batch": batch}) == 207
+    assert sim.faults.injected == {"refuse": 3}
+
+
+async def test_a_valid_operation_refused_beside_an_invalid_one_was_not_alone(
+    sim: Simulator, client: aiohttp.ClientSession
+) -> None:
+    """A client that splits the call finds it valid; so it is noted, and not among the rejected ids."""
+    sim.faults.order("refuse")
+    assert await status_of(client, body={"batch": [event(), {}]}) == 400
+    assert (sim.faults.refused_operations, sim.faults.rejected_ids) == ([event()], [])
+
+
 async def test_partial_does_not_count_where_it_had_nothing_to_refuse(
     sim: Simulator, client: aiohttp.ClientSession
 ) -> None:

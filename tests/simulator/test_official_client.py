@@ -1,6 +1,7 @@
-"""The official synchronous client, pointed at the simulator, leaves the workspace that its calls mean."""
+"""The official synchronous clients, pointed at the simulator, leave the workspace that their calls mean."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -119,3 +120,107 @@ async def test_its_errors_are_its_own(sim: Simulator) -> None:
     ):
         await asyncio.to_thread(client.identify, "42")
     assert not sim.workspace.people
+
+
+@pytest.fixture
+async def official_app(sim: Simulator) -> AsyncIterator[customerio.APIClient]:
+    """Yield the official client of the App API, with the simulator as its host."""
+    with customerio.APIClient("app-key", url=sim.url, retries=0) as client:
+        yield client
+
+
+async def test_every_kind_of_message(sim: Simulator, official_app: customerio.APIClient) -> None:
+    """All kinds of messages are taken with the fields that the client has for them, and answered one by one."""
+    shared: dict[str, Any] = {
+        "transactional_message_id": "receipt",
+        "identifiers": {"id": "42"},
+        "message_data": {"total": 5},
+        "queue_draft": False,
+        "disable_message_retention": True,
+        "send_at": 1_764_000_000,
+        "language": "fr",
+    }
+    email = customerio.SendEmailRequest(
+        **shared,
+        to="a@b.c",
+        _from="us@b.c",
+        headers={"X-Tag": "one"},
+        reply_to="r@b.c",
+        cc="c@b.c",
+        bcc="d@b.c",
+        subject="s",
+        preheader="p",
+        body="<b>",
+        body_plain="b",
+        body_amp="<a>",
+        fake_bcc=False,
+        send_to_unsubscribed=True,
+        tracked=True,
+        disable_css_preprocessing=True,
+    )
+    email.attach("file.txt", "content")
+    push = customerio.SendPushRequest(
+        **shared,
+        to="last_used",
+        title="t",
+        message="m",
+        image_url="https://b.c/i.png",
+        link="app://x",
+        custom_data={"a": "b"},
+        custom_payload={"ios": {"aps": {}}},
+        device={"token": "new", "platform": "ios"},
+        sound="none",
+        send_to_unsubscribed=False,
+    )
+    phone = {"to": "+15551234567", "send_to_unsubscribed": True}
+
+    def calls() -> list[Any]:
+        return [
+            official_app.send_email(email),
+            official_app.send_push(push),
+            official_app.send_sms(customerio.SendSMSRequest(**shared, **phone)),
+            official_app.send_whatsapp(customerio.SendWhatsAppRequest(**shared, **phone, tracked=True)),
+            official_app.send_inbox_message(customerio.SendInboxMessageRequest(**shared)),
+            official_app.send_in_app(customerio.SendInAppRequest(**shared)),
+        ]
+
+    answers = await asyncio.to_thread(calls)
+    messages = sim.workspace.messages
+    assert [each.kind for each in messages] == ["email", "push", "sms", "whatsapp", "inbox_message", "in_app"]
+    assert answers == [{"delivery_id": each.delivery_id, "queued_at": each.queued_at} for each in messages]
+    assert len({each.delivery_id for each in messages}) == 6
+    assert all(each.request["message_data"] == {"total": 5} for each in messages)
+    assert base64.b64decode(messages[0].request["attachments"]["file.txt"]) == b"content"
+    assert messages[0].request["from"] == "us@b.c"
+    assert sim.workspace.person("id", "42").devices == {"new": {"token": "new", "platform": "ios"}}
+
+
+async def test_an_email_without_a_template(sim: Simulator, official_app: customerio.APIClient) -> None:
+    """Body, subject and sender stand in for the template."""
+    email = customerio.SendEmailRequest(
+        to="a@b.c", identifiers={"email": "a@b.c"}, body="b", subject="s", _from="u@b.c"
+    )
+    await asyncio.to_thread(official_app.send_email, email)
+    (message,) = sim.workspace.messages
+    assert message.request == {
+        "to": "a@b.c",
+        "identifiers": {"email": "a@b.c"},
+        "body": "b",
+        "subject": "s",
+        "from": "u@b.c",
+    }
+
+
+async def test_the_errors_of_the_app_api_are_its_own_too(sim: Simulator, official_app: customerio.APIClient) -> None:
+    """A wrong message and a wrong token reach the caller as the client's exception, with the text of the answer."""
+    with pytest.raises(customerio.CustomerIOException, match=r"400.*to is required"):
+        await asyncio.to_thread(
+            official_app.send_email, customerio.SendEmailRequest(transactional_message_id=1, identifiers={"id": "1"})
+        )
+    message = {"transactional_message_id": 1, "identifiers": {"id": "1"}}
+    with (
+        customerio.APIClient("wrong", url=sim.url, retries=0) as client,
+        pytest.raises(customerio.CustomerIOException, match="401"),
+    ):
+        await asyncio.to_thread(client.send_push, message)
+    assert not sim.workspace.messages

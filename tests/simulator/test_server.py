@@ -425,6 +425,8 @@ async def test_the_environment_points_at_it(sim: Simulator) -> None:
         "CUSTOMERIO_SITE_ID": "site",
         "CUSTOMERIO_TRACK_API_KEY": "key",
         "CUSTOMERIO_TRACK_URL": sim.url,
+        "CUSTOMERIO_APP_API_KEY": "app-key",
+        "CUSTOMERIO_APP_URL": sim.url,
     }
     assert "key" not in repr(sim).replace("key=", "")
 

@@ -14,6 +14,11 @@ def basic(user: str, password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
+def bearer(token: str) -> dict[str, str]:
+    """Return the header of a bearer token."""
+    return {"Authorization": f"Bearer {token}"}
+
+
 def ulid(number: int) -> str:
     """Return the ULID of a number."""
     digits = [ALPHABET[number >> 5 * place & 31] for place in range(26)]
