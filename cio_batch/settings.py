@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -99,8 +100,8 @@ class HttpOptions:
         faults = _seconds_faults(self, "total_timeout", "connect_timeout", "read_timeout")
         if self.proxy is not None and not _has_host(self.proxy):
             faults.append(("proxy", "must be a URL such as http://host:port"))
-        if self.ca_bundle is not None and not self.ca_bundle.is_file():
-            faults.append(("ca_bundle", f"must be a readable PEM file, but {self.ca_bundle} is no file"))
+        if self.ca_bundle is not None and not _holds_certificates(self.ca_bundle):
+            faults.append(("ca_bundle", f"must be a PEM file with certificates, which {self.ca_bundle} is not"))
         _raise_for_options(self, faults)
 
 
@@ -238,6 +239,14 @@ class Settings:
             _raise_for([(variable, "is missing") for variable in missing])
             raise AssertionError  # pragma: no cover - one of them was missing
         return self.site_id, self.track_api_key
+
+
+def _holds_certificates(path: Path) -> bool:
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError:  # no such file; or an SSLError, which is one too: nothing in it
+        return False
+    return True
 
 
 def _switch(text: str) -> Any:
