@@ -8,10 +8,8 @@ import contextlib
 import gc
 import gzip
 import logging
-import shutil
 import socket
 import ssl
-import subprocess
 import tracemalloc
 import warnings
 import zlib
@@ -23,6 +21,7 @@ import aiohttp
 import attrs
 import orjson
 import pytest
+import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -468,7 +467,7 @@ async def test_a_redirect_is_told_once_without_its_path(caplog: pytest.LogCaptur
 
 @attrs.frozen
 class Certificate:
-    """A self-signed certificate for the loopback address and for every name that these tests use."""
+    """The certificate of an authority, and a server with one for every name that these tests use."""
 
     path: Path
     server: ssl.SSLContext
@@ -485,25 +484,12 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    """Make one by the command line tool of OpenSSL."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed, so no certificate can be made")
-    folder = tmp_path_factory.mktemp("tls")
-    key, path = folder / "key.pem", folder / "cert.pem"
-    names = ",".join(["IP:127.0.0.1", *(f"DNS:{name}" for name in NAMES)])
-    subprocess.run(
-        [
-            *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-days", "2", "-subj", "/CN=test", "-addext", f"subjectAltName={names}"),
-            *("-addext", "keyUsage=critical,digitalSignature,keyCertSign", "-keyout", str(key), "-out", str(path)),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+    """Make one that is signed by an authority of its own, which nobody else trusts."""
+    authority = trustme.CA()
+    path = tmp_path_factory.mktemp("tls") / "ca.pem"
+    authority.cert_pem.write_to_path(path)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(path, key)
+    authority.issue_cert("127.0.0.1", *NAMES).configure_cert(server)
     return Certificate(path, server)
 
 
