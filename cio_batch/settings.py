@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 Region = Literal["us", "eu"]
+Need = Literal["track"]
 
 TRACK_HOSTS: Final[Mapping[str, str]] = {
     "us": "https://track.customer.io",
@@ -44,6 +45,7 @@ _VARIABLES: Final[Mapping[str, str]] = {
     "app_url": "CUSTOMERIO_APP_URL",
     "disabled": "CUSTOMERIO_DISABLED",
 }
+_NEEDED: Final[Mapping[str, tuple[str, ...]]] = {"track": ("site_id", "track_api_key")}
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
 _REMEDY: Final = "set these in your environment or .env file"
@@ -189,6 +191,7 @@ class Settings:
         *,
         http: HttpOptions | None = None,
         environ: Mapping[str, str] | None = None,
+        needs: Sequence[Need] = (),
     ) -> Settings:
         """Read the settings from the environment.
 
@@ -201,9 +204,10 @@ class Settings:
                 environment, or the path of one. Needs the extra ``cio-batch[dotenv]``.
             http: HTTP options; these have no variables.
             environ: A mapping to read instead of ``os.environ``.
+            needs: ``"track"`` to demand the Track API's credentials at once (unless sending is disabled).
 
         Raises:
-            ConfigurationError: Names every malformed variable at once.
+            ConfigurationError: Names every variable that is malformed, or needed and missing, at once.
         """
         source: dict[str, str] = {}
         if dotenv is not False:
@@ -215,7 +219,11 @@ class Settings:
         if "region" in values:
             values["region"] = values["region"].lower()
         values["disabled"] = _switch(values.get("disabled", ""))
-        _raise_for(_faults(values, label=_VARIABLES.__getitem__))
+        faults = _faults(values, label=_VARIABLES.__getitem__)
+        if values["disabled"] is not True:
+            needed = [name for need in needs for name in _NEEDED[need]]
+            faults += [(_VARIABLES[name], "is missing") for name in needed if name not in values]
+        _raise_for(faults)
         return cls(**values) if http is None else cls(**values, http=http)
 
     @property
@@ -235,7 +243,7 @@ class Settings:
             ConfigurationError: Names each missing variable.
         """
         if not self.site_id or not self.track_api_key:
-            missing = [_VARIABLES[name] for name in ("site_id", "track_api_key") if not getattr(self, name)]
+            missing = [_VARIABLES[name] for name in _NEEDED["track"] if not getattr(self, name)]
             _raise_for([(variable, "is missing") for variable in missing])
             raise AssertionError  # pragma: no cover - one of them was missing
         return self.site_id, self.track_api_key
