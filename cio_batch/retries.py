@@ -58,7 +58,7 @@ def waits(options: RetryOptions, random: Callable[[], float] = random_module.ran
 
 
 def is_worth_retrying(error: BaseException) -> bool:
-    """The seed's rule: everything, except an answer with a 4xx status other than 408 and 429.
+    """Everything, except an answer with a 4xx status other than 408 and 429.
 
     An error that says itself whether it is ``retryable`` is believed.
     """

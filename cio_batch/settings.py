@@ -116,7 +116,7 @@ class RetryOptions:
     A ``Retry-After`` is a floor: jitter comes on top of it, never off.
 
     Args:
-        max_retries: Repeats after the first attempt. 3 is the seed's choice, and right where somebody waits
+        max_retries: Repeats after the first attempt. 3 is right where somebody waits
             for the answer; a tracker's default is :data:`QUEUE_RETRY`.
         base_delay: Seconds before the first repeat.
         max_delay: Seconds that the exponential part never exceeds.

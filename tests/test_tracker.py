@@ -173,7 +173,7 @@ async def test_a_recursive_dict_is_refused(sim: Simulator) -> None:
 
 
 async def test_a_full_batch_does_not_wait_for_the_interval(sim: Simulator) -> None:
-    """With the seed's setting, 50 events go out at once and the 51st lingers."""
+    """With batch_size=50, 50 events go out at once and the 51st lingers."""
     async with CioBatchTracker(settings_for(sim), batch_size=50, flush_interval=600.0) as tracker:
         for n in range(51):
             await tracker.enqueue("u", "e", {"n": n})
@@ -394,7 +394,7 @@ async def test_bytes_are_bounded_too(sim: Simulator) -> None:
 
 
 async def test_a_queue_that_grows_warns_at_80_percent(sim: Simulator, caplog: pytest.LogCaptureFixture) -> None:
-    """Seed table, "queue memory growth": the queue is bounded and says so before the bound is reached."""
+    """README, "queue memory growth": the queue is bounded and says so before the bound is reached."""
     async with CioBatchTracker(settings_for(sim), max_pending=100, flush_interval=60.0) as tracker:
         with caplog.at_level(logging.WARNING, "cio_batch"):
             for _ in range(79):
@@ -620,7 +620,7 @@ async def test_a_disabled_tracker_validates_and_counts_and_sends_nothing(
 
 
 def test_null_credentials_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seed table, "singleton null credentials": the constructor names every missing variable and the remedy."""
+    """README, "singleton null credentials": the constructor names every missing variable and the remedy."""
     for name in ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_TRACK_API_KEY", "CUSTOMERIO_DISABLED"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigurationError) as caught:
@@ -658,7 +658,7 @@ def test_bad_arguments_are_all_named_in_one_error() -> None:
     }
 
 
-async def test_the_v1_transport_is_the_seeds_own_way(sim: Simulator) -> None:
+async def test_the_v1_transport_makes_one_call_per_operation(sim: Simulator) -> None:
     """One call per operation, in order per person, through the same queue and semaphore."""
     settings = settings_for(sim)
     async with CioBatchTracker(settings, transport=TrackV1Transport(settings), concurrency=4) as tracker:

@@ -1,4 +1,4 @@
-"""Track v1: one call per operation, the seed's own way.
+"""Track v1: one call per operation.
 
 The canonical form of an operation is that of v2; it is translated when it is sent, the same way each time. What v1
 cannot say (objects, people named by phone) is refused at the door.
@@ -28,7 +28,7 @@ _EVENTS: Final = frozenset({"event", "page", "screen"})
 class TrackV1Transport:
     """Sends each operation of a chunk by a call of its own, in order.
 
-    ``max_operations`` is 50, the seed's batch: a chunk holds one slot of the semaphore for that many calls.
+    ``max_operations`` is 50: a chunk holds one slot of the semaphore for that many calls.
 
     Args:
         settings: Credentials, host, HTTP options.
