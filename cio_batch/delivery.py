@@ -53,6 +53,7 @@ _CULPRITS_BEFORE_PAUSE: Final = 8
 # more numerous.
 _FLIGHTS_PER_SLOT: Final = 4
 _SHORTEST_DRAIN_DELAY: Final = 0.1
+_OUTAGE_AFTER: Final = 3  # failed calls in a row are worth a word in the log
 
 
 class Settle(Protocol):
@@ -153,6 +154,7 @@ class Delivery:
         self._paused: str | None = None  # why only probes are sent
         self._probes = 0  # in a row that were refused
         self._successes = 0
+        self._failures = 0  # in a row
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make what belongs to a loop. Flights of a loop that is gone return to the backlog."""
@@ -368,6 +370,7 @@ class Delivery:
         """Draw from an answer what concerns all senders."""
         if judgement.reason:
             self._counters.last_error = judgement.reason
+        self._watch_outage(judgement)
         if judgement.next is Next.PAUSE:
             if self._paused is None:
                 self._paused = judgement.reason
@@ -390,6 +393,17 @@ class Delivery:
                 self._hold_all_as_asked(self._wait_for(attempts, judgement))
         else:
             self._successes += 1
+
+    def _watch_outage(self, judgement: Judgement) -> None:
+        """Say once that nothing gets through, and once that it does again."""
+        if judgement.next is not Next.RETRY:
+            if self._failures >= _OUTAGE_AFTER:
+                _logger.warning("calls get through again after %d that failed", self._failures)
+            self._failures = 0
+            return
+        self._failures += 1
+        if self._failures == _OUTAGE_AFTER:
+            _logger.warning("%d calls in a row failed, they are repeated: %s", self._failures, judgement.reason)
 
     def _hold_all(self, seconds: float) -> None:
         """Pause all senders."""

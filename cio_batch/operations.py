@@ -505,6 +505,9 @@ def encode(draft: Draft, *, now: float, new_id: Callable[[], str]) -> Operation:
     """
     try:
         write = _WRITERS[draft.kind]
+    except AttributeError:
+        reason = f"must be a Draft, made by a function of cio_batch.operations, got {type(draft).__name__}"
+        raise InvalidOperationError("operation", reason) from None
     except (KeyError, TypeError):
         raise InvalidOperationError("kind", f"must be one of {', '.join(sorted(_WRITERS))}") from None
     wire, keys = write(draft, now, new_id)
@@ -917,7 +920,7 @@ def _find_fault(path: str, value: Any, depth: int) -> None:
         except Exception:  # noqa: BLE001 - a mapping of the user's may raise what it likes, with content in the text
             plain = None
         if plain is None:
-            advice = _ADVICE.get(type(value), "")
+            advice = _ADVICE.get(cast("type", type(value)), "")
             raise InvalidOperationError(path, f"is of type {type(value).__name__}, which cannot be encoded{advice}")
         _find_fault(path, plain, depth + 1)
 

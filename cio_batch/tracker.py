@@ -25,6 +25,7 @@ import itertools
 import logging
 import os
 import re
+import threading
 import time
 import warnings
 import weakref
@@ -172,12 +173,23 @@ class CioBatchTracker:
         before_enqueue: BeforeEnqueue | None = None,
     ) -> None:
         _check_arguments(
+            kinds={
+                "settings": (
+                    settings,
+                    (Settings, type(None)),
+                    "a Settings, such as Settings(site_id=…, track_api_key=…)",
+                ),
+                "retry": (retry, RetryOptions, "RetryOptions(…)"),
+                "enabled": (enabled, bool, "True or False"),
+                "handle_sigterm": (handle_sigterm, bool, "True or False"),
+            },
+            hooks={"on_settled": on_settled, "before_enqueue": before_enqueue},
+            transport=transport,
             whole={"batch_size": (batch_size, 1), "concurrency": (concurrency, 1), "max_pending": (max_pending, 1)},
             seconds={"flush_interval": flush_interval, "drain_timeout": drain_timeout},
             optional={"enqueue_timeout": enqueue_timeout, "rate_limit": rate_limit},
             max_pending_bytes=max_pending_bytes,
             overflow=overflow,
-            before_enqueue=before_enqueue,
         )
         if settings is not None:
             chosen = settings
@@ -186,6 +198,7 @@ class CioBatchTracker:
         else:
             chosen = Settings.from_env()
         if not enabled or chosen.disabled:
+            _logger.warning("a CioBatchTracker is disabled: it checks and counts, and sends nothing")
             transport = DiscardTransport(None if transport is None else transport.check)
         elif transport is None:
             transport = TrackV2Transport(chosen)
@@ -216,6 +229,7 @@ class CioBatchTracker:
         # "started?", "closed?" and "the right loop?".
         self._open_loop: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0  # in which it runs
         self._counters = Counters()
         self._left = 0  # how many failed because the time for a drain was over
         self._hook = None if self._on_settled is None else SettledHook(self._on_settled)
@@ -340,6 +354,8 @@ class CioBatchTracker:
     ) -> concurrent.futures.Future[None]:
         """Queue an event from another thread than the loop's. The tracker must have been started in its loop.
 
+        Never wait for the future with ``result()`` in the loop's own thread: nothing would go on meanwhile.
+
         The event is checked and encoded in the calling thread; ``before_enqueue`` runs there too.
 
         Returns:
@@ -365,7 +381,11 @@ class CioBatchTracker:
             return future
         self._foreign.add(future)
         future.add_done_callback(self._foreign.discard)
-        self._call_in_loop(loop, self._admit_foreign, operation, future)
+        if threading.get_ident() == self._thread:
+            # In the loop itself: who waits for the future there would wait for ever.
+            self._admit_foreign(operation, future)
+        else:
+            self._call_in_loop(loop, self._admit_foreign, operation, future)
         # From here on close() resolves it, unless it was over in between.
         if self._state is _State.CLOSED:
             _refuse(future)
@@ -749,7 +769,10 @@ class CioBatchTracker:
         """Make sure that operations are taken in the running loop: start, rebind, or say why not."""
         if self._state in (_State.DRAINING, _State.CLOSED):
             raise TrackerClosedError(_CLOSED)
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongLoopError(_NO_LOOP) from None
         if self._loop is loop:
             return
         if self._loop is not None and not self._loop.is_closed():
@@ -777,6 +800,7 @@ class CioBatchTracker:
     def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make what belongs to a loop."""
         self._loop = loop
+        self._thread = threading.get_ident()
         self._timer = None
         self._tasks.clear()
         self._queue.forget_waiters()
@@ -1037,7 +1061,7 @@ class CioBatchTracker:
         for watch in self._watches:
             watch.note(operations, verdict)
         if verdict is Verdict.FAILED:
-            _logger.error("%d operations failed: %s", count, reason)
+            _logger.error("%d operations failed: %s (last error: %s)", count, reason, self._counters.last_error)
         elif verdict is Verdict.REJECTED and rejections:
             first = rejections[0]
             _logger.error(
@@ -1054,9 +1078,11 @@ class CioBatchTracker:
 
 
 _OTHER_LOOP: Final = (
-    "the tracker runs in another event loop that is still open; close it there, or use one tracker per loop"
+    "the tracker runs in another event loop that is still open; from another thread use enqueue_threadsafe, else close "
+    "it there or use one tracker per loop"
 )
-_CLOSED: Final = "the tracker is closed or closing and takes no more operations"
+_NO_LOOP: Final = "no event loop runs in this thread; from another thread than the tracker's use enqueue_threadsafe"
+_CLOSED: Final = "the tracker is closed or closing and takes no more operations; it cannot be reopened, make a new one"
 _trackers: weakref.WeakSet[CioBatchTracker] = weakref.WeakSet()
 # What trackers of a parent process held. It is kept: a pending task that is collected complains, and one in the midst
 # of a call would close its connection and so take the parent's socket out of the poll object that both share.
@@ -1096,6 +1122,8 @@ def _word(text: str) -> str:
 
 def _warn_of_unclosed(queue: OperationQueue) -> None:
     if queue.held:
+        # Python hides a ResourceWarning by default, and these operations are lost.
+        _logger.error("a tracker was not closed: %d operations were never settled", queue.held)
         warnings.warn(
             f"a CioBatchTracker was not closed and {queue.held} operations were never settled: use "
             "`async with tracker` or `await tracker.close()`",
@@ -1106,15 +1134,25 @@ def _warn_of_unclosed(queue: OperationQueue) -> None:
 
 def _check_arguments(
     *,
+    kinds: Mapping[str, tuple[object, type | tuple[type, ...], str]],
+    hooks: Mapping[str, object],
+    transport: object,
     whole: Mapping[str, tuple[object, int]],
     seconds: Mapping[str, object],
     optional: Mapping[str, object],
     max_pending_bytes: object,
     overflow: object,
-    before_enqueue: object,
 ) -> None:
     """Name every argument of the tracker that is out of range, in one error."""
     faults: list[tuple[str, str]] = []
+    for name, (value, kind, wanted) in kinds.items():
+        if not isinstance(value, kind):
+            faults.append((name, f"must be {wanted}, got {type(value).__name__}"))
+    if transport is not None and (isinstance(transport, type) or not hasattr(transport, "send")):
+        faults.append(("transport", "must be an object such as TrackV1Transport(settings)"))
+    for name, value in hooks.items():
+        if value is not None and not callable(value):
+            faults.append((name, f"must be a function, got {type(value).__name__}"))
     for name, (value, least) in whole.items():
         if value is None and name == "batch_size":
             continue
@@ -1127,7 +1165,7 @@ def _check_arguments(
             faults.append((name, "must be a finite number above 0"))
     if overflow not in _OVERFLOWS:
         faults.append(("overflow", f"must be one of {', '.join(_OVERFLOWS)}"))
-    if inspect.iscoroutinefunction(before_enqueue):
+    if inspect.iscoroutinefunction(hooks["before_enqueue"]):
         faults.append(("before_enqueue", "must be a plain function: it decides before enqueue returns"))
     if faults:
         text = "; ".join(f"{name} {fault}" for name, fault in faults)
