@@ -18,6 +18,7 @@ Must not know: the clock, asyncio, the wire.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final
@@ -80,7 +81,7 @@ class Backlog:
         self._room = max_bytes - envelope_bytes + SEPARATOR_BYTES
         self._apart = frozenset(apart)
         self._special = self._apart | FINAL_KINDS  # one look tells the common operation from those with rules
-        self._max_apart = max_apart
+        self._max_apart = min(max_apart, max_operations)
         self._fresh: deque[Operation] = deque()
         self._fresh_bytes = 0
         self._due_fresh = 0  # how many at the head of _fresh are due
@@ -176,31 +177,55 @@ class Backlog:
 
     def restore(self, chunk: Chunk, undecided: Iterable[Operation]) -> None:
         """Put what is left of a chunk back to the head, in its order and due, and release its persons."""
-        for operation in reversed(list(undecided)):
+        self._put_back(undecided)
+        self.release(chunk)
+
+    def divide(self, chunk: Chunk, kept: list[Operation], undecided: Iterable[Operation]) -> Chunk:
+        """Put a part of a chunk back to the head and keep the other one out.
+
+        Args:
+            chunk: The chunk that is out.
+            kept: Its operations that stay out; they come before the others.
+            undecided: The others that are not settled.
+
+        Returns:
+            The chunk that is out now. Persons who are not in it are released.
+        """
+        keys = {key for operation in kept for key in _keys(operation)}
+        self._put_back(undecided)
+        self.release(Chunk([], chunk.keys - keys, 0))
+        return Chunk(kept, keys, sum(len(operation[0]) for operation in kept))
+
+    def _put_back(self, operations: Iterable[Operation]) -> None:
+        for operation in reversed(list(operations)):
             keys = _keys(operation)
             self._repeats += len(keys) - 1
             for key in keys:
                 self._lanes.setdefault(key, deque()).appendleft(operation)
                 self._due_lanes.add(key)
-        self.release(chunk)
 
     def drop_oldest(self) -> Operation | None:
         """Remove and return an operation that has waited longest of everyone it names; ``None`` when none waits.
 
         Held-back operations go before fresh ones. Among the persons held back it is not known whose waits longest.
         """
-        for lane in self._lanes.values():
-            operation = lane[0]
-            keys = _keys(operation)
-            if all(self._lanes[each][0] is operation for each in keys):
-                self._remove_heads(keys)
-                return operation
+        if self._lanes:
+            operation = next(iter(self._lanes.values()))[0]
+            # One that names several may stand behind others of theirs; each step leads to one that arrived before.
+            while (other := self._before(operation)) is not None:
+                operation = other
+            self._remove_heads(_keys(operation))
+            return operation
         if self._fresh:
             operation = self._fresh.popleft()
             self._fresh_bytes -= len(operation[0])
             self._due_fresh = max(0, self._due_fresh - 1)
             return operation
         return None
+
+    def snapshot(self) -> list[Operation]:
+        """Every operation, fast and in no particular order; one that names several may stand in it more than once."""
+        return [*itertools.chain.from_iterable(self._lanes.values()), *self._fresh]
 
     # ------------------------------------------------------------------------------------------------- inside
 
@@ -300,7 +325,7 @@ class Backlog:
                     self._hold(operation, due=gone <= due)
                     if not waits:
                         self._open.update(dict.fromkeys(among))  # nobody else would bring it up
-                    held += 1
+                    held += len(among)
                     held_bytes += len(body)
                     continue
                 if apart is not alone or (operations and (size > room or left <= 0)):
@@ -337,6 +362,14 @@ class Backlog:
         taken_bytes = room_before - room - (len(operations) - taken_before) * SEPARATOR_BYTES
         self._fresh_bytes -= held_bytes + taken_bytes
         return room
+
+    def _before(self, operation: Operation) -> Operation | None:
+        """What stands before an operation in the lane of somebody it names, ``None`` if it is the next of all."""
+        for key in _keys(operation):
+            head = self._lanes[key][0]
+            if head is not operation:
+                return head
+        return None
 
     def _hold(self, operation: Operation, *, due: bool) -> None:
         keys = _keys(operation)

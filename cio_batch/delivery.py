@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import random
@@ -31,6 +32,7 @@ import attrs
 from aiolimiter import AsyncLimiter
 
 from cio_batch.chunks import Backlog, Chunk
+from cio_batch.errors import whereabouts
 from cio_batch.operations import Operation
 from cio_batch.retries import delay
 from cio_batch.settings import RetryOptions
@@ -51,6 +53,7 @@ _CULPRITS_BEFORE_PAUSE: Final = 8
 # more numerous.
 _FLIGHTS_PER_SLOT: Final = 4
 _SHORTEST_DRAIN_DELAY: Final = 0.1
+_OUTAGE_AFTER: Final = 3  # failed calls in a row are worth a word in the log
 
 
 class Settle(Protocol):
@@ -92,12 +95,14 @@ class Flight:
         segments: What is undecided of it, in order; the first is the one being sent.
         holds_slot: Whether it holds a slot of the semaphore.
         task: What sends it; ``None`` for the instant before it is made.
+        aside: Whether it keeps failing alone, so that it does not count among those that are out.
         refusals: Calls that the service refused as a whole, since the last pause for that.
     """
 
     chunk: Chunk
     segments: deque[_Segment]
     holds_slot: bool = True
+    aside: bool = False
     refusals: int = 0
     task: asyncio.Task[None] | None = None
 
@@ -145,14 +150,19 @@ class Delivery:
         self._deadline = math.inf
         self._resume_at = 0.0  # loop time
         self._retry_after_until = 0.0  # likewise; set by the service
+        self._scout_at = 0.0  # likewise; when one more chunk may go out although too many wait
         self._paused: str | None = None  # why only probes are sent
         self._probes = 0  # in a row that were refused
         self._successes = 0
+        self._failures = 0  # in a row
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make what belongs to a loop. Flights of a loop that is gone return to the backlog."""
         for flight in self._flights:
             self.backlog.restore(flight.chunk, flight)
+            # Its coroutine may still be collected, and then runs what it has in `finally`.
+            flight.segments.clear()
+            flight.holds_slot = False
         self._flights.clear()
         self._loop = loop
         self._slots = asyncio.BoundedSemaphore(self._concurrency)
@@ -163,7 +173,7 @@ class Delivery:
         self._draining = asyncio.Event()
         self._probe = asyncio.Lock()
         self._stopping = False
-        self._resume_at = self._retry_after_until = 0.0
+        self._resume_at = self._retry_after_until = self._scout_at = 0.0
 
     @property
     def in_flight(self) -> int:
@@ -197,11 +207,10 @@ class Delivery:
 
         Cancellation: Nothing is taken from the backlog without being launched.
         """
-        most = self._concurrency * _FLIGHTS_PER_SLOT
         while True:
             await self._work.wait()
             self._work.clear()
-            while self.backlog.ready() and len(self._flights) < most:
+            while self.backlog.ready() and self._may_launch():
                 await self._slots.acquire()
                 chunk = self.backlog.take()
                 if chunk is None:
@@ -230,17 +239,34 @@ class Delivery:
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
 
-    def abandon(self) -> list[Operation]:
-        """Give up everything that is left: remove and return it, those in flight first."""
-        left = list(self.undecided())
-        for flight in self._flights:
+    def abandon(self, most: int) -> list[Operation]:
+        """Give up about ``most`` operations: remove and return them, those in flight first. Empty when none is left."""
+        left: list[Operation] = []
+        while self._flights and len(left) < most:
+            flight = next(iter(self._flights))
+            del self._flights[flight]
+            left += flight
             flight.segments.clear()  # a task that ignored its cancel finds nothing to decide
-        self._flights.clear()
-        while (operation := self.backlog.drop_oldest()) is not None:
+        while len(left) < most and (operation := self.backlog.drop_oldest()) is not None:
             left.append(operation)
         return left
 
     # ------------------------------------------------------------------------------------------------- inside
+
+    def _may_launch(self) -> bool:
+        """Whether another chunk may go out, however many wait for their next attempt.
+
+        Past the bound one more may, now and then: if it gets through, it is those that wait that are at fault.
+        """
+        waiting = sum(not flight.aside for flight in self._flights)
+        if waiting < self._concurrency * _FLIGHTS_PER_SLOT:
+            return True
+        now = self._loop.time()
+        if now < self._scout_at:
+            return False
+        self._scout_at = now + self._retry.base_delay
+        self._loop.call_at(self._scout_at, self._work.set)
+        return True
 
     def _launch(self, chunk: Chunk) -> None:
         flight = Flight(chunk, deque([_Segment(chunk.operations)]))
@@ -251,9 +277,9 @@ class Delivery:
     def _land(self, flight: Flight, task: asyncio.Task[None]) -> None:
         """The task of a flight ended: delivered, broken or cancelled by whomever."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            _logger.error("a delivery task broke; its operations will be sent again", exc_info=error)
-        if flight.holds_slot:
-            self._give_slot(flight)
+            _logger.error("a delivery task broke (%s); its operations will be sent again", whereabouts(error))
+            self._hold_all(self._retry.base_delay)
+        self._give_slot(flight)
         if flight not in self._flights:
             return  # abandoned
         if self._stopping and flight.segments:
@@ -266,8 +292,9 @@ class Delivery:
         self._work.set()
 
     def _give_slot(self, flight: Flight) -> None:
-        flight.holds_slot = False
-        self._slots.release()
+        if flight.holds_slot:
+            flight.holds_slot = False
+            self._slots.release()
 
     async def _deliver(self, flight: Flight) -> None:
         while flight.segments:
@@ -297,6 +324,8 @@ class Delivery:
             else:
                 async with self._probe:
                     judgement = await self._send(segment)
+                    if judgement.next is Next.PAUSE:
+                        self._probes += 1  # not for the calls that were out when the pause began
         finally:
             self._give_slot(flight)
         return judgement
@@ -308,24 +337,40 @@ class Delivery:
         segment.sent += 1
         try:
             judgement = await self._transport.send(segment.operations, call)
+            judgement = judgement.bounded(len(segment.operations))
+            self._take_note(judgement, segment.attempts)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            judgement = self._blame_transport(error)  # a cancel of its own making
         except Exception as error:  # noqa: BLE001 - a fault of a transport must not lose its operations
-            _logger.error("the transport raised %s; the chunk will be sent again", type(error).__name__)
-            judgement = Judgement(0, next=Next.RETRY, reason=f"the transport raised {type(error).__name__}")
-        self._take_note(judgement, segment.attempts)
+            judgement = self._blame_transport(error)
         return judgement
+
+    def _blame_transport(self, error: BaseException) -> Judgement:
+        _logger.error("the transport raised %s; the chunk will be sent again", whereabouts(error))
+        reason = f"the transport raised {type(error).__name__}"
+        self._counters.last_error = reason
+        return Judgement(0, next=Next.RETRY, reason=reason)
 
     async def _gate(self) -> None:
         """Wait for a pause to end and for the rate limit, and count the call."""
-        while (seconds := max(self._resume_at, self._retry_after_until) - self._loop.time()) > 0:
-            await self._sleep(seconds)
+        await self._wait_out_pause()
         if self._limiter is not None:
             await self._limiter.acquire()
+            await self._wait_out_pause()  # one that began while this call queued for the limit
         self._counters.calls += 1
+
+    async def _wait_out_pause(self) -> None:
+        while (seconds := max(self._resume_at, self._retry_after_until) - self._loop.time()) > 0:
+            await self._sleep(seconds)
 
     def _take_note(self, judgement: Judgement, attempts: int) -> None:
         """Draw from an answer what concerns all senders."""
         if judgement.reason:
             self._counters.last_error = judgement.reason
+        self._watch_outage(judgement)
         if judgement.next is Next.PAUSE:
             if self._paused is None:
                 self._paused = judgement.reason
@@ -334,25 +379,39 @@ class Delivery:
                     "check CUSTOMERIO_SITE_ID, CUSTOMERIO_TRACK_API_KEY and CUSTOMERIO_REGION",
                     judgement.reason,
                 )
-            self._hold_all(self._wait_for(self._probes, judgement), asked=bool(judgement.retry_after))
-            self._probes += 1
+            hold = self._hold_all_as_asked if judgement.retry_after else self._hold_all
+            hold(self._wait_for(self._probes, judgement))
             return
-        if judgement.status and self._paused is not None:
+        decided = judgement.next is not Next.RETRY or judgement.decided or judgement.rejected
+        if decided and self._paused is not None:
             _logger.warning("Customer.io takes calls again")
             self._paused, self._probes = None, 0
+        if judgement.misplaced:
+            _logger.error("%s; they are sent again to find out which ones are refused", judgement.reason)
         if judgement.next is Next.RETRY:
             if judgement.retry_after:
-                self._hold_all(self._wait_for(attempts, judgement), asked=True)
+                self._hold_all_as_asked(self._wait_for(attempts, judgement))
         else:
             self._successes += 1
 
-    def _hold_all(self, seconds: float, *, asked: bool) -> None:
-        """Pause all senders; a pause that the service asked for is not shortened by a drain."""
-        now = self._loop.time()
-        if asked:
-            self._retry_after_until = max(self._retry_after_until, now + seconds)
-        else:
-            self._resume_at = max(self._resume_at, now + self._affordable(seconds))
+    def _watch_outage(self, judgement: Judgement) -> None:
+        """Say once that nothing gets through, and once that it does again."""
+        if judgement.next is not Next.RETRY:
+            if self._failures >= _OUTAGE_AFTER:
+                _logger.warning("calls get through again after %d that failed", self._failures)
+            self._failures = 0
+            return
+        self._failures += 1
+        if self._failures == _OUTAGE_AFTER:
+            _logger.warning("%d calls in a row failed, they are repeated: %s", self._failures, judgement.reason)
+
+    def _hold_all(self, seconds: float) -> None:
+        """Pause all senders."""
+        self._resume_at = max(self._resume_at, self._loop.time() + self._affordable(seconds))
+
+    def _hold_all_as_asked(self, seconds: float) -> None:
+        """Pause all senders for as long as the service asked; a drain does not shorten that."""
+        self._retry_after_until = max(self._retry_after_until, self._loop.time() + seconds)
 
     def _affordable(self, seconds: float) -> float:
         """Shorten a wait in a drain, so that there is always time for one more attempt."""
@@ -371,6 +430,8 @@ class Delivery:
         if judgement.decided == 0 and not rejected:
             return
         segment.attempts = 0  # something was decided, so this is not one and the same failure any more
+        if judgement.decided:
+            segment.sent = 1  # on a wire of single calls, the one that failed now; those behind it were not sent
         if not rejected and judgement.decided == len(operations):
             segment.operations = []
             nbytes = flight.chunk.nbytes if len(operations) == len(flight.chunk.operations) else None
@@ -409,13 +470,24 @@ class Delivery:
                 "operations",
                 judgement.reason,
             )
-            self._hold_all(self._retry.max_delay, asked=False)
+            self._hold_all(self._retry.max_delay)
 
-    def _split(self, flight: Flight, segment: _Segment, *, suspect: bool = False) -> None:
+    def _split(self, flight: Flight, segment: _Segment) -> None:
         flight.segments.popleft()
         middle = (len(segment.operations) + 1) // 2
         halves = segment.operations[:middle], segment.operations[middle:]
-        flight.segments.extendleft(_Segment(half, suspect, sent=segment.sent) for half in reversed(halves) if half)
+        flight.segments.extendleft(
+            _Segment(half, segment.suspect, sent=segment.sent) for half in reversed(halves) if half
+        )
+
+    def _isolate(self, flight: Flight, segment: _Segment) -> None:
+        """Keep half of a failing segment out and give everything else back, so that it dams up nobody else."""
+        middle = (len(segment.operations) + 1) // 2
+        kept, returned = segment.operations[:middle], segment.operations[middle:]
+        rest = itertools.chain(returned, *(other.operations for other in list(flight.segments)[1:]))
+        flight.chunk = self.backlog.divide(flight.chunk, kept, rest)
+        flight.segments = deque([_Segment(kept, suspect=True, sent=segment.sent)])
+        self._work.set()
 
     async def _fail(self, flight: Flight, segment: _Segment, judgement: Judgement) -> None:
         """Decide what follows an attempt that decided nothing: split, give up, or wait for the next one."""
@@ -430,7 +502,7 @@ class Delivery:
             or (self._retry.max_elapsed is not None and now - segment.failing_since >= self._retry.max_elapsed)
         )
         if others_get_through and len(segment.operations) > 1 and (exhausted or segment.attempts >= threshold):
-            self._split(flight, segment, suspect=True)
+            self._isolate(flight, segment)
             return
         if exhausted:
             flight.segments.popleft()
@@ -443,6 +515,7 @@ class Delivery:
                 attempts=segment.attempts,
             )
             return
+        flight.aside = others_get_through
         await self._sleep(self._affordable(self._wait_for(segment.attempts - 1, judgement)))
 
     async def _sleep(self, seconds: float) -> None:

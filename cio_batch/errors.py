@@ -217,3 +217,14 @@ class SendOutcomeUnknownError(DeliveryError):
         self.reason = reason
         self.status = status
         self.details = tuple(details)
+
+
+def whereabouts(error: BaseException) -> str:
+    """Name an error by its type and the line that raised it, for a log: its text may hold content."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    if frames is None:
+        return type(error).__name__
+    code = frames.tb_frame.f_code
+    return f"{type(error).__name__} in {code.co_qualname}, {code.co_filename}:{frames.tb_lineno}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeAlias, cast
 
 import attrs
@@ -23,6 +23,8 @@ from cio_batch.operations import Draft, Operation
 from cio_batch.verdicts import Rejection, Verdict
 
 _logger = logging.getLogger(__name__)
+
+_GRACE = 0.03  # seconds that a hook gets to end after its cancel
 
 
 @attrs.frozen
@@ -107,16 +109,22 @@ class SettledHook:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def wait(self, timeout: float) -> None:
-        """Let running hooks finish for at most ``timeout`` seconds, then cancel them."""
-        if not self._tasks:
+    async def wait(self, timeout: float, besides: Collection[asyncio.Task[Any]] = ()) -> None:
+        """Let running hooks finish for at most ``timeout`` seconds, then cancel them.
+
+        Args:
+            timeout: Seconds.
+            besides: Hooks that wait for the caller, and so are not waited for.
+        """
+        tasks = [task for task in self._tasks if task not in besides]
+        if not tasks:
             return
-        _, running = await asyncio.wait(list(self._tasks), timeout=max(0.0, timeout))
+        _, running = await asyncio.wait(tasks, timeout=max(0.0, timeout))
         for task in running:
             task.cancel()
         if running:
             _logger.warning("%d on_settled hooks were cancelled at the deadline", len(running))
-            await asyncio.wait(running, timeout=0.1)
+            await asyncio.wait(running, timeout=_GRACE)
 
 
 async def _finish(result: Awaitable[None]) -> None:
@@ -126,14 +134,14 @@ async def _finish(result: Awaitable[None]) -> None:
         _logger.error("on_settled raised %s", type(error).__name__)
 
 
-def redact(hook: BeforeEnqueue, draft: Draft) -> tuple[Draft | None, str]:
-    """Let ``before_enqueue`` change a draft; return it, or ``None`` and why it is dropped."""
+def redact(hook: BeforeEnqueue, draft: Draft) -> Draft | None:
+    """Let ``before_enqueue`` change a draft; return it, or ``None`` when it is to be dropped."""
     try:
         changed = cast("Any", hook(draft))  # a user's hook returns what it likes
     except Exception as error:  # noqa: BLE001 - Rule 1
         _logger.error("before_enqueue raised %s; the operation is dropped", type(error).__name__)
-        return None, "before_enqueue raised"
+        return None
     if changed is None or isinstance(changed, Draft):
-        return changed, "before_enqueue"
+        return changed
     _logger.error("before_enqueue returned %s instead of a Draft; the operation is dropped", type(changed).__name__)
-    return None, "before_enqueue returned no draft"
+    return None

@@ -71,6 +71,7 @@ ANONYMOUS_KINDS: Final = frozenset({"anonymous.event", "anonymous.page", "anonym
 
 _EVENT_ACTIONS: Final = frozenset({"event", "page", "screen"})
 _ULID: Final = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z_0-9]{0,39}")
 _E164: Final = re.compile(r"\+[1-9][0-9]{1,14}")
 _MAX_DEPTH: Final = 250  # orjson's own limit is 254
 _MAX_TIMESTAMP: Final = 99_999_999_999  # year 5138; beyond it somebody passed milliseconds
@@ -79,11 +80,16 @@ _OPTIONS: Final = orjson.OPT_PASSTHROUGH_DATETIME
 # ----------------------------------------------------------------------------------------------- identifiers
 
 
+def _hidden(value: object) -> str:
+    """Stands for whom or what is meant, in a ``repr`` that may end in a log."""
+    return "None" if value is None else "<hidden>"
+
+
 @attrs.frozen
 class Email:
     """A person named by email address."""
 
-    value: str
+    value: str = attrs.field(repr=_hidden)
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
@@ -97,7 +103,7 @@ class Email:
 class Phone:
     """A person named by phone number, in E.164 form: ``+15551234567``."""
 
-    value: str
+    value: str = attrs.field(repr=_hidden)
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
@@ -111,7 +117,7 @@ class Phone:
 class CioId:
     """A person named by the id that Customer.io gave, without the prefix ``cio_``."""
 
-    value: str
+    value: str = attrs.field(repr=_hidden)
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
@@ -125,7 +131,7 @@ class CioId:
 class AnonymousId:
     """Somebody who is not identified yet, for example by a cookie."""
 
-    value: str
+    value: str = attrs.field(repr=_hidden)
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
@@ -138,7 +144,7 @@ class ObjectId:
     """An object (a company, a course) named by the caller's ids; both are strings on the wire."""
 
     object_type_id: str
-    object_id: str
+    object_id: str = attrs.field(repr=_hidden)
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
@@ -151,7 +157,7 @@ class ObjectId:
 class CioObjectId:
     """An object named by the id that Customer.io gave."""
 
-    value: str
+    value: str = attrs.field(repr=_hidden)
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
@@ -163,7 +169,7 @@ class CioObjectId:
 class DeliveryId:
     """A message that was sent."""
 
-    value: str
+    value: str = attrs.field(repr=_hidden)
 
     def identifiers(self) -> dict[str, str]:
         """Return the wire form, or raise :class:`InvalidOperationError`."""
@@ -180,8 +186,8 @@ Subject: TypeAlias = PersonId | AnonymousId | ObjectRef | DeliveryId
 class Relationship:
     """A relationship that has attributes: ``Relationship(ObjectId("1", "acme"), {"role": "admin"})``."""
 
-    to: PersonId | AnonymousId | ObjectRef
-    attributes: Mapping[str, Any] | None = None
+    to: PersonId | AnonymousId | ObjectRef = attrs.field(repr=_hidden)
+    attributes: Mapping[str, Any] | None = attrs.field(default=None, repr=_hidden)
 
 
 # ---------------------------------------------------------------------------------------------------- drafts
@@ -525,6 +531,9 @@ def encode(draft: Draft, *, now: float, new_id: Callable[[], str]) -> Operation:
     """
     try:
         write = _WRITERS[draft.kind]
+    except AttributeError:
+        reason = f"must be a Draft, made by a function of cio_batch.operations, got {type(draft).__name__}"
+        raise InvalidOperationError("operation", reason) from None
     except (KeyError, TypeError):
         raise InvalidOperationError("kind", f"must be one of {', '.join(sorted(_WRITERS))}") from None
     wire, keys = write(draft, now, new_id)
@@ -565,9 +574,7 @@ def _write_identify(draft: Draft, _now: float, _new_id: Callable[[], str]) -> tu
     if draft.timestamp is not None:
         wire["timestamp"] = unix_seconds("timestamp", draft.timestamp)
     if draft.attributes is not None:
-        encoded = _encode_object("attributes", draft.attributes)
-        _check_attributes("attributes", encoded)
-        wire["attributes"] = orjson.Fragment(encoded)
+        wire["attributes"] = _encode_attributes("attributes", draft.attributes)
     keys = [_key(identifiers)]
     if draft.relationships is not None:
         wire["cio_relationships"] = _write_relationships(draft.relationships, keys, _object_identifiers)
@@ -622,7 +629,7 @@ def _write_object(draft: Draft, _now: float, _new_id: Callable[[], str]) -> tupl
     if action == "delete":
         return wire, keys
     if draft.attributes is not None:
-        wire["attributes"] = orjson.Fragment(_encode_object("attributes", draft.attributes))
+        wire["attributes"] = _encode_attributes("attributes", draft.attributes)
     related = _anonymous_identifiers if action == "identify_anonymous" else _related_person_identifiers
     if action.endswith("relationships"):
         wire["cio_relationships"] = _write_relationships(_required(draft), keys, related)
@@ -702,9 +709,7 @@ def _write_relationships(
         keys.append(_key(identifiers))
         entry: _Wire = {"identifiers": identifiers}
         if relationship.attributes is not None:
-            entry["relationship_attributes"] = orjson.Fragment(
-                _encode_object(f"{field}.attributes", relationship.attributes)
-            )
+            entry["relationship_attributes"] = _encode_attributes(f"{field}.attributes", relationship.attributes)
         written.append(entry)
     return written
 
@@ -743,7 +748,8 @@ def _person_identifiers(field: str, person: object, *, phone: bool = True) -> di
     if isinstance(person, (Email, CioId)) or (phone and isinstance(person, Phone)):
         return person.identifiers()
     kinds = "text, Email, Phone or CioId" if phone else "text, Email or CioId"
-    raise InvalidOperationError(field, f"must be {kinds}, got {type(person).__name__}")
+    advice = "; write str(...) around it" if isinstance(person, int) else ""
+    raise InvalidOperationError(field, f"must be {kinds}, got {type(person).__name__}{advice}")
 
 
 def _related_person_identifiers(field: str, person: object) -> dict[str, str]:
@@ -818,7 +824,7 @@ def _check_ulid(value: object) -> str:
         upper = value.upper()
         if _ULID.fullmatch(upper) is not None:
             return upper
-    raise InvalidOperationError("id", "must be a ULID: 26 characters of Crockford's base 32")
+    raise InvalidOperationError("id", "must be a ULID (26 characters of Crockford's base 32), or left out")
 
 
 def _too_large(body: bytes) -> InvalidOperationError:
@@ -915,6 +921,23 @@ def _decimal_fault(value: decimal.Decimal) -> str | None:
     return None
 
 
+_ADVICE: Final[Mapping[type, str]] = {
+    set: "; pass a list",
+    frozenset: "; pass a list",
+    bytes: "; pass text, for example by base64",
+    dt.timedelta: "; pass a number of seconds",
+    complex: "; pass text",
+}
+
+
+def _member(path: str, position: int, name: str) -> str:
+    """The path of a member: by its name if that is one a program would choose, else by its place.
+
+    Keys may be content: ``{"ada@example.com": …}``.
+    """
+    return f"{path}.{name}" if _PLAIN_NAME.fullmatch(name) else f"{path}.<member {position}>"
+
+
 def _find_fault(path: str, value: Any, depth: int) -> None:
     """Walk a value in the way of the encoder and raise for the first part that cannot be sent, by its path."""
     if depth > _MAX_DEPTH:
@@ -936,12 +959,12 @@ def _find_fault(path: str, value: Any, depth: int) -> None:
         for index, item in enumerate(cast("Sequence[Any]", value)):
             _find_fault(f"{path}[{index}]", item, depth + 1)
     elif isinstance(value, dict):
-        for name, item in cast("Any", value).items():
+        for position, (name, item) in enumerate(cast("Any", value).items()):
             if type(name) is not str:
                 reason = f"has a key of type {type(name).__name__}, keys must be str"
                 raise InvalidOperationError(path, reason)
             _utf8_size(f"a key of {path}", name)
-            _find_fault(f"{path}.{name if len(name) <= 50 else '<long key>'}", item, depth + 1)
+            _find_fault(_member(path, position, name), item, depth + 1)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         # The encoder writes all that stands in the __dict__, a cached property too.
         parts = vars(value) if hasattr(value, "__dict__") else [part.name for part in dataclasses.fields(value)]
@@ -960,12 +983,19 @@ def _find_fault(path: str, value: Any, depth: int) -> None:
         except Exception:  # noqa: BLE001 - a mapping of the user's may raise what it likes, with content in the text
             plain = None
         if plain is None:
-            raise InvalidOperationError(path, f"is of type {type(value).__name__}, which cannot be encoded")
+            advice = _ADVICE.get(cast("type", type(value)), "")
+            raise InvalidOperationError(path, f"is of type {type(value).__name__}, which cannot be encoded{advice}")
         _find_fault(path, plain, depth + 1)
 
 
+def _encode_attributes(field: str, value: Any) -> orjson.Fragment:
+    """Encode the attributes of a person, an object or a relationship, whose number, names and values are limited."""
+    encoded = _encode_object(field, value)
+    _check_attributes(field, encoded)
+    return orjson.Fragment(encoded)
+
+
 def _check_attributes(field: str, encoded: bytes) -> None:
-    """Check number, names and values of a person's attributes as they stand on the wire."""
     attributes: dict[str, Any] = orjson.loads(encoded)
     if len(attributes) > MAX_ATTRIBUTES:
         reason = f"has {len(attributes)} attributes, at most {MAX_ATTRIBUTES} are allowed"
@@ -981,5 +1011,5 @@ def _check_attributes(field: str, encoded: bytes) -> None:
         size = len(value.encode() if isinstance(value, str) else orjson.dumps(value))
         if size > MAX_ATTRIBUTE_VALUE_BYTES:
             reason = f"is {size} bytes, at most {MAX_ATTRIBUTE_VALUE_BYTES} are allowed"
-            where = f"{field}.{name if len(name) <= 50 else '<long name>'}"
+            where = _member(field, position, name)
             raise InvalidOperationError(where, reason, limit=MAX_ATTRIBUTE_VALUE_BYTES, actual=size)

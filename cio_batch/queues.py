@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -82,8 +83,8 @@ class OperationQueue(asyncio.Queue[Operation]):
         self._settled_bytes = 0
         self.batch_ready = False
         # Below the bounds until the warning was given.
-        self._soft_operations = self._warn_operations = int(max_operations * _WARN_SHARE)
-        self._soft_bytes = self._warn_bytes = int(max_bytes * _WARN_SHARE)
+        self._soft_operations = self._warn_operations = math.ceil(max_operations * _WARN_SHARE)
+        self._soft_bytes = self._warn_bytes = math.ceil(max_bytes * _WARN_SHARE)
         self._watch()
 
     @property
@@ -160,6 +161,11 @@ class OperationQueue(asyncio.Queue[Operation]):
         self._waiting.append(_Waiter(operation, len(operation[0]), room))
         self._watch()
         return room
+
+    def forget_waiters(self) -> None:
+        """Those who wait belong to a loop that is gone."""
+        self._waiting.clear()
+        self._watch()
 
     def turn_away(self, error: Exception) -> None:
         """Refuse everyone who waits for room."""

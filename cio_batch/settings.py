@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+import ssl
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 Region = Literal["us", "eu"]
+Need = Literal["track"]
 
 TRACK_HOSTS: Final[Mapping[str, str]] = {
     "us": "https://track.customer.io",
@@ -44,6 +46,7 @@ _VARIABLES: Final[Mapping[str, str]] = {
     "app_url": "CUSTOMERIO_APP_URL",
     "disabled": "CUSTOMERIO_DISABLED",
 }
+_NEEDED: Final[Mapping[str, tuple[str, ...]]] = {"track": ("site_id", "track_api_key")}
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
 _REMEDY: Final = "set these in your environment or .env file"
@@ -100,8 +103,8 @@ class HttpOptions:
         faults = _seconds_faults(self, "total_timeout", "connect_timeout", "read_timeout")
         if self.proxy is not None and not _has_host(self.proxy):
             faults.append(("proxy", "must be a URL such as http://host:port"))
-        if self.ca_bundle is not None and not self.ca_bundle.is_file():
-            faults.append(("ca_bundle", f"must be a readable PEM file, but {self.ca_bundle} is no file"))
+        if self.ca_bundle is not None and not _holds_certificates(self.ca_bundle):
+            faults.append(("ca_bundle", f"must be a PEM file with certificates, which {self.ca_bundle} is not"))
         _raise_for_options(self, faults)
 
 
@@ -225,6 +228,7 @@ class Settings:
         *,
         http: HttpOptions | None = None,
         environ: Mapping[str, str] | None = None,
+        needs: Sequence[Need] = (),
     ) -> Settings:
         """Read the settings from the environment.
 
@@ -237,9 +241,10 @@ class Settings:
                 environment, or the path of one. Needs the extra ``cio-batch[dotenv]``.
             http: HTTP options; these have no variables.
             environ: A mapping to read instead of ``os.environ``.
+            needs: ``"track"`` to demand the Track API's credentials at once (unless sending is disabled).
 
         Raises:
-            ConfigurationError: Names every malformed variable at once.
+            ConfigurationError: Names every variable that is malformed, or needed and missing, at once.
         """
         source: dict[str, str] = {}
         if dotenv is not False:
@@ -251,7 +256,11 @@ class Settings:
         if "region" in values:
             values["region"] = values["region"].lower()
         values["disabled"] = _switch(values.get("disabled", ""))
-        _raise_for(_faults(values, label=_VARIABLES.__getitem__))
+        faults = _faults(values, label=_VARIABLES.__getitem__)
+        if values["disabled"] is not True:
+            needed = [name for need in needs for name in _NEEDED[need]]
+            faults += [(_VARIABLES[name], "is missing") for name in needed if name not in values]
+        _raise_for(faults)
         return cls(**values) if http is None else cls(**values, http=http)
 
     @property
@@ -298,6 +307,14 @@ class Settings:
 
     def _demand(self, *names: str) -> None:
         _raise_for([(_VARIABLES[name], "is missing") for name in names if not getattr(self, name)])
+
+
+def _holds_certificates(path: Path) -> bool:
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError:  # no such file; or an SSLError, which is one too: nothing in it
+        return False
+    return True
 
 
 def _switch(text: str) -> Any:

@@ -44,7 +44,8 @@ class Stats:
     """A picture of a tracker at one instant.
 
     Attributes:
-        state: ``new``, ``running``, ``hastening``, ``draining`` or ``closed``.
+        state: ``new``, ``running``, ``hastening`` (SIGTERM came and a host owns the exit: nothing lingers any more),
+            ``draining`` or ``closed``.
         accepted: Operations that the tracker took responsibility for.
         delivered: Those that the service accepted.
         rejected: Those that it refused.
@@ -83,7 +84,7 @@ class Report:
     Attributes:
         delivered: Operations that the service accepted.
         rejected: Those that it refused.
-        failed: Those given up; after ``close`` without a spool, the ones left are among them, reason ``deadline``.
+        failed: Those given up; after ``close`` the ones left are among them, reason ``deadline``.
         dropped: Those let go.
         left: Those that had no verdict when the time was over.
     """

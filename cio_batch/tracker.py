@@ -21,9 +21,12 @@ import datetime as dt
 import enum
 import functools
 import inspect
+import itertools
 import logging
 import os
+import re
 import sys
+import threading
 import time
 import warnings
 import weakref
@@ -45,6 +48,7 @@ from cio_batch.errors import (
     QueueFullError,
     TrackerClosedError,
     WrongLoopError,
+    whereabouts,
 )
 from cio_batch.events import CioEvent
 from cio_batch.hooks import BeforeEnqueue, OnSettled, SettledHook, redact
@@ -68,6 +72,9 @@ _OVERFLOWS: Final = ("block", "raise", "drop_oldest", "drop_newest")
 _TURNS_PER_BATCH: Final = 3
 _MAX_WARNED: Final = 1_000  # a program that puts ids into names costs a thousand warnings and no more
 _GRACE: Final = 0.2  # seconds that close() may take beyond its timeout to end its tasks and connections
+_SLICE: Final = 2_000  # operations that are given up in one step of the loop
+_WARY_INTERVAL: Final = 0.1  # seconds
+_WORDS: Final = re.compile(r"[A-Za-z_][A-Za-z_0-9.\[\] ]{0,39}")
 
 
 class _State(enum.StrEnum):
@@ -93,8 +100,10 @@ _MOVES: Final[Mapping[_State, frozenset[_State]]] = {
 class _FlushWatch:
     """Follows the operations that a ``flush`` waits for."""
 
+    accepted: int  # by then; those who flush with nothing accepted in between share one
     waiting: set[int]  # id() of each: the tuples live at least until they are settled
     done: asyncio.Event
+    callers: int = 0
     verdicts: Counter[Verdict] = attrs.field(factory=Counter[Verdict])
 
     def note(self, operations: Sequence[Operation], verdict: Verdict) -> None:
@@ -187,17 +196,34 @@ class CioBatchTracker(Generic[E]):
         strict: bool = True,
     ) -> None:
         _check_arguments(
+            kinds={
+                "settings": (
+                    settings,
+                    (Settings, type(None)),
+                    "a Settings, such as Settings(site_id=…, track_api_key=…)",
+                ),
+                "retry": (retry, RetryOptions, "RetryOptions(…)"),
+                "enabled": (enabled, bool, "True or False"),
+                "handle_sigterm": (handle_sigterm, bool, "True or False"),
+            },
+            hooks={"on_settled": on_settled, "before_enqueue": before_enqueue},
+            transport=transport,
             whole={"batch_size": (batch_size, 1), "concurrency": (concurrency, 1), "max_pending": (max_pending, 1)},
             seconds={"flush_interval": flush_interval, "drain_timeout": drain_timeout},
             optional={"enqueue_timeout": enqueue_timeout, "rate_limit": rate_limit},
             max_pending_bytes=max_pending_bytes,
             overflow=overflow,
-            before_enqueue=before_enqueue,
             taxonomy=taxonomy,
         )
-        chosen = Settings.from_env() if settings is None else settings
+        if settings is not None:
+            chosen = settings
+        elif transport is None and enabled:
+            chosen = Settings.from_env(needs=("track",))
+        else:
+            chosen = Settings.from_env()
         if not enabled or chosen.disabled:
-            transport = DiscardTransport()
+            _logger.warning("a CioBatchTracker is disabled: it checks and counts, and sends nothing")
+            transport = DiscardTransport(None if transport is None else transport.check)
         elif transport is None:
             transport = TrackV2Transport(chosen)
         self._transport = transport
@@ -230,6 +256,7 @@ class CioBatchTracker(Generic[E]):
         # "started?", "closed?" and "the right loop?".
         self._open_loop: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0  # in which it runs
         self._counters = Counters()
         self._left = 0  # how many failed because the time for a drain was over
         self._hook = None if self._on_settled is None else SettledHook(self._on_settled)
@@ -248,7 +275,9 @@ class CioBatchTracker(Generic[E]):
         self._due = False
         self._stopping = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._closing: asyncio.Task[Report] | None = None
+        self._closing: asyncio.Future[Report] | None = None
+        self._close_asked = False
+        self._closers: set[asyncio.Task[Any]] = set()  # who waits in close()
         self._drain_deadline: float | None = None  # loop time; of the drain that goes on
         self._closing_on_signal: asyncio.Task[Report] | None = None
         self._drained: Callable[[], None] | None = None
@@ -422,6 +451,8 @@ class CioBatchTracker(Generic[E]):
     ) -> concurrent.futures.Future[None]:
         """Queue an event from another thread than the loop's. The tracker must have been started in its loop.
 
+        Never wait for the future with ``result()`` in the loop's own thread: nothing would go on meanwhile.
+
         The event is checked and encoded in the calling thread; ``before_enqueue`` runs there too.
 
         Returns:
@@ -447,11 +478,11 @@ class CioBatchTracker(Generic[E]):
             return future
         self._foreign.add(future)
         future.add_done_callback(self._foreign.discard)
-        try:
-            loop.call_soon_threadsafe(self._admit_foreign, operation, future)
-        except RuntimeError:
-            self._foreign.discard(future)
-            raise TrackerClosedError(_CLOSED) from None
+        if threading.get_ident() == self._thread:
+            # In the loop itself: who waits for the future there would wait for ever.
+            self._admit_foreign(operation, future)
+        else:
+            self._call_in_loop(loop, self._admit_foreign, operation, future)
         # From here on close() resolves it, unless it was over in between.
         if self._state is _State.CLOSED:
             _refuse(future)
@@ -575,11 +606,15 @@ class CioBatchTracker(Generic[E]):
             return Report()
         if self._loop is not asyncio.get_running_loop():
             self._enter()
-        held = [*self._delivery.undecided(), *self._delivery.backlog, *self._queue.queued()]
-        watch = _FlushWatch(set(map(id, held)), asyncio.Event())
-        if not held:
+        if not self._queue.held:
             return Report()
-        self._watches.append(watch)
+        watch = self._watches[-1] if self._watches else None
+        if watch is None or watch.accepted != self._queue.accepted or watch.verdicts:
+            held = (self._delivery.undecided(), self._delivery.backlog.snapshot(), self._queue.queued())
+            waiting = set(map(id, itertools.chain.from_iterable(held)))
+            watch = _FlushWatch(self._queue.accepted, waiting, asyncio.Event())
+            self._watches.append(watch)
+        watch.callers += 1
         self._due = True
         self._hand_over()
         try:
@@ -588,7 +623,9 @@ class CioBatchTracker(Generic[E]):
         except TimeoutError:
             pass
         finally:
-            self._watches.remove(watch)
+            watch.callers -= 1
+            if not watch.callers:
+                self._watches.remove(watch)
         return watch.report()
 
     async def close(self, timeout: float | None = None) -> Report:
@@ -610,20 +647,34 @@ class CioBatchTracker(Generic[E]):
         Cancellation: The drain goes on.
         """
         seconds = self._drain_timeout if timeout is None else max(0.0, timeout)
-        while True:
-            if self._closing is None or self._closing.cancelled():
-                at_rest = self._state in (_State.NEW, _State.DRAINING, _State.CLOSED)
-                if not at_rest and self._loop is not asyncio.get_running_loop():
-                    self._enter()  # a second loop: rebinds, or raises
-                self._closing = asyncio.get_running_loop().create_task(self._drain(seconds), name="cio_batch close")
-            closing = self._closing
-            try:
-                return await asyncio.shield(closing)
-            except asyncio.CancelledError:
-                caller = asyncio.current_task()
-                if not closing.cancelled() or (caller is not None and caller.cancelling()):
-                    raise
-                # Somebody cancelled our task and not the caller: the drain begins again where it was.
+        loop, caller = asyncio.get_running_loop(), asyncio.current_task()
+        self._close_asked = True
+        if caller is not None:
+            self._closers.add(caller)
+        try:
+            while True:
+                closing = self._closing
+                if closing is None or closing.cancelled() or closing.get_loop() is not loop:
+                    self._check_loop(loop)
+                    closing = loop.create_task(self._drain(seconds, _State.CLOSED), name="cio_batch close")
+                    self._closing = closing
+                try:
+                    return await asyncio.shield(closing)
+                except asyncio.CancelledError:
+                    if not closing.cancelled() or (caller is not None and caller.cancelling()):
+                        raise
+                    # Somebody cancelled our task and not the caller: the drain begins again where it was.
+        finally:
+            if caller is not None:
+                self._closers.discard(caller)
+
+    def _check_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make sure that this loop may drain: it is the tracker's own, or that one is gone."""
+        if self._state in (_State.RUNNING, _State.HASTENING):
+            if self._loop is not loop:
+                self._enter()  # rebinds, or raises
+        elif self._state is _State.DRAINING and self._loop not in (None, loop) and not self._loop.is_closed():
+            raise WrongLoopError(_OTHER_LOOP)
 
     async def __aenter__(self) -> Self:
         self._enter()
@@ -681,13 +732,13 @@ class CioBatchTracker(Generic[E]):
         if self._taxonomy is not None and draft.kind in _TAXONOMIC:
             self._compare(self._taxonomy, draft)
         if self._before_enqueue is not None:
-            redacted, why = redact(self._before_enqueue, draft)
+            redacted = redact(self._before_enqueue, draft)
             if redacted is None:
                 if foreign is None:
                     self._enter()
-                    self._drop_at_door((), why)
+                    self._drop_at_door((), "before_enqueue")
                 else:
-                    foreign.call_soon_threadsafe(self._drop_at_door, (), why)
+                    self._call_in_loop(foreign, self._drop_at_door, (), "before_enqueue")
                 return None
             draft = redacted
         operation = ops.encode(draft, now=time.time(), new_id=ulid_now)
@@ -733,32 +784,42 @@ class CioBatchTracker(Generic[E]):
             self._make_room(operation)
             return
         room = self._queue.wait_for_room(operation)
+        self._push()
         try:
             async with asyncio.timeout(self._enqueue_timeout):
                 await room
         except TimeoutError:
             if room.done() and not room.cancelled():
-                return  # room came in the same instant
+                room.result()  # room came in the same instant, or close() turned us away
+                return
             raise self._full(self._no_room()) from None
         finally:
             self._queue.release(0, 0)  # whoever stood behind may fit
 
     def _make_room(self, operation: Operation) -> None:
         """Apply the overflow policy without waiting."""
+        self._push()
         match self._overflow:
             case "drop_newest":
                 self._drop_at_door([operation], "overflow")
             case "drop_oldest":
-                self._hand_over()
                 while not self._queue.offer(operation):
                     oldest = self._delivery.backlog.drop_oldest()
+                    if oldest is None and not self._queue.empty():
+                        oldest = self._queue.get_nowait()
                     if oldest is None:  # all of it is in flight
                         self._drop_at_door([operation], "overflow")
-                        return
+                        break
                     self._settle([oldest], Verdict.DROPPED, reason="overflow")
             case _:
                 why = "and the caller does not wait for room"
                 raise self._full(why)
+
+    def _push(self) -> None:
+        """Nobody gets room while a queue that is full, and less than a batch, lingers: send what there is."""
+        if not self._due:
+            self._due = True
+            self._wake.set()
 
     def _full(self, why: str) -> QueueFullError:
         queue = self._queue
@@ -783,7 +844,8 @@ class CioBatchTracker(Generic[E]):
         if future.done() or not future.set_running_or_notify_cancel():
             return
         try:
-            self._enter()
+            if self._loop is not asyncio.get_running_loop() or self._open_loop is None:
+                raise TrackerClosedError(_CLOSED)
             if self._queue.offer(operation):
                 future.set_result(None)
             elif self._overflow != "block":
@@ -791,12 +853,19 @@ class CioBatchTracker(Generic[E]):
                 future.set_result(None)
             else:
                 room = self._queue.wait_for_room(operation)
+                self._push()
                 timer = None
                 if self._enqueue_timeout is not None and self._loop is not None:
                     timer = self._loop.call_later(self._enqueue_timeout, self._give_up_waiting, room)
                 room.add_done_callback(lambda room: self._tell_foreign(room, timer, future))
         except Exception as error:  # noqa: BLE001 - it belongs to the other thread
             _refuse(future, error)
+
+    def _call_in_loop(self, loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
+        try:
+            loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:  # it is closed
+            raise TrackerClosedError(_CLOSED) from None
 
     def _give_up_waiting(self, room: asyncio.Future[None]) -> None:
         if not room.done():
@@ -830,14 +899,14 @@ class CioBatchTracker(Generic[E]):
         """Make sure that operations are taken in the running loop: start, rebind, or say why not."""
         if self._state in (_State.DRAINING, _State.CLOSED):
             raise TrackerClosedError(_CLOSED)
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongLoopError(_NO_LOOP) from None
         if self._loop is loop:
             return
         if self._loop is not None and not self._loop.is_closed():
-            msg = (
-                "the tracker runs in another event loop that is still open; close it there, or use one tracker per loop"
-            )
-            raise WrongLoopError(msg)
+            raise WrongLoopError(_OTHER_LOOP)
         self._bind(loop)
 
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -861,8 +930,10 @@ class CioBatchTracker(Generic[E]):
     def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make what belongs to a loop."""
         self._loop = loop
+        self._thread = threading.get_ident()
         self._timer = None
         self._tasks.clear()
+        self._queue.forget_waiters()
         self._wake = asyncio.Event()
         self._quiet = asyncio.Event()
         self._delivery.bind(loop)
@@ -890,7 +961,7 @@ class CioBatchTracker(Generic[E]):
             return
         del self._tasks[name]
         if not task.cancelled() and (error := task.exception()) is not None:
-            _logger.error("the %s task broke and is started again", name, exc_info=error)
+            _logger.error("the %s task broke (%s) and is started again", name, whereabouts(error))
         if self._stopping or self._state is _State.CLOSED:
             return
         if self._state is not _State.DRAINING and not self._loop_goes_on():
@@ -907,17 +978,30 @@ class CioBatchTracker(Generic[E]):
 
     async def _flush_periodically(self) -> None:
         """Hand the queue over whenever a batch is ready or the interval has passed."""
+        # Wary after somebody cancelled this task. If that is the end of asyncio.run, what is left is drained before
+        # this task ends, for which asyncio.run waits. It cannot be told at once: whoever cleans up may start new tasks.
+        wary = False
         while True:
             try:
-                await self._wake.wait()
+                if wary:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_WARY_INTERVAL):
+                            await self._wake.wait()
+                else:
+                    await self._wake.wait()
             except asyncio.CancelledError:
-                if not self._stopping and self._state is not _State.CLOSED and not self._loop_goes_on():
-                    try:
-                        await self._last_resort()
-                    finally:
-                        if self._drained is not None:
-                            self._drained()
-                raise
+                if self._stopping or self._state is _State.CLOSED:
+                    raise
+                wary = True
+                if (this := asyncio.current_task()) is not None:
+                    this.uncancel()
+            if wary and not self._loop_goes_on():
+                try:
+                    await self._last_resort()
+                finally:
+                    if self._drained is not None:
+                        self._drained()
+                return
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -949,13 +1033,13 @@ class CioBatchTracker(Generic[E]):
 
     # ------------------------------------------------------------------------------------------ inside: the end
 
-    async def _drain(self, timeout: float, then: _State = _State.CLOSED) -> Report:
+    async def _drain(self, timeout: float, then: _State) -> Report:
         if self._state is _State.CLOSED:  # by the last resort of a loop that ended
             return self._totals()
         if self._state is _State.NEW:
             self._move(_State.CLOSED)
             self._finalizer.detach()
-            await self._transport.close()
+            await self._close_transport(_GRACE)
             return self._totals()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -979,21 +1063,18 @@ class CioBatchTracker(Generic[E]):
             except TimeoutError:
                 _logger.warning("the deadline of the drain passed with %d operations undelivered", self._queue.held)
         self._stopping = True
-        end = loop.time() + _GRACE  # all that follows shares this much time beyond the deadline
-        await self._stop_engine(end - loop.time())
-        await self._delivery.stop(end - loop.time())
-        left = self._delivery.abandon()
-        self._left += len(left)
-        if left:
+        await self._stop_engine(_GRACE / 4)
+        await self._delivery.stop(_GRACE / 4)
+        while left := self._delivery.abandon(_SLICE):
+            self._left += len(left)
             self._settle(left, Verdict.FAILED, reason="deadline")
+            await asyncio.sleep(0)  # so many of them that the loop should not wait for all
         if self._hook is not None:
-            await self._hook.wait(max(deadline, end) - loop.time())
-        try:
-            async with asyncio.timeout_at(max(deadline, end)):
-                await self._transport.close()
-        except Exception as error:  # noqa: BLE001 - the operations are settled; a close that fails must not hide that
-            _logger.warning("closing the transport failed: %s", type(error).__name__)
+            await self._hook.wait(deadline - loop.time(), besides=self._closers)
+        await self._close_transport(max(_GRACE / 2, deadline - loop.time()))
         self._unwatch_signal()
+        if self._close_asked:
+            then = _State.CLOSED
         self._move(then)
         if then is _State.CLOSED:
             self._finalizer.detach()
@@ -1004,6 +1085,19 @@ class CioBatchTracker(Generic[E]):
         for future in list(self._foreign):
             _refuse(future)
         return self._totals()
+
+    async def _close_transport(self, seconds: float) -> None:
+        """Close the transport, and let nothing that it does hold up or break the drain."""
+
+        async def close() -> None:
+            await self._transport.close()
+
+        closing = asyncio.get_running_loop().create_task(close(), name="cio_batch transport")
+        closing.add_done_callback(_note_outcome)
+        _, running = await asyncio.wait([closing], timeout=seconds)
+        if running:
+            closing.cancel()
+            _logger.warning("the transport did not close within %.2f s", seconds)
 
     async def _stop_engine(self, grace: float) -> None:
         if self._timer is not None:
@@ -1027,19 +1121,28 @@ class CioBatchTracker(Generic[E]):
 
     async def _last_resort(self) -> None:
         """The program ends without ``close()``: deliver what the deadline allows, and name the rest."""
-        if self._closing is not None and not self._closing.done() and self._closing.cancelling() == 0:
-            return
-        if self._queue.held:
-            _logger.warning("the event loop ends without close(): draining %d operations", self._queue.held)
+        closing = self._closing
+        if closing is not None and not closing.done():
+            if not isinstance(closing, asyncio.Task) or not closing.cancelling():
+                return  # close() is at work
+            await asyncio.wait([closing])  # its task was cancelled with all others; this one goes on where it was
         # Nobody closed it, so another loop may use it: a script that calls asyncio.run more than once. Also with
         # nothing to drain, because the transport's connections belong to the loop that ends.
         then = _State.CLOSED if self._state is _State.DRAINING else _State.NEW
-        left_before = self._left
-        await self._drain(self._drain_timeout, then)
-        if left := self._left - left_before:
+        held, left_before = self._queue.held, self._left
+        drain: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+        self._closing = drain  # whoever calls close() now waits for this one
+        try:
+            drain.set_result(await self._drain(self._drain_timeout, then))
+        finally:
+            drain.cancel()  # unless it is done
+        if self._state is _State.NEW:
+            self._closing = None
+        if held and not self._close_asked:
+            left = self._left - left_before
             warnings.warn(
-                f"{left} operations were lost to the deadline because the tracker was not closed in time: "
-                "use `async with tracker` or `await tracker.close()`",
+                f"a CioBatchTracker was not closed before its loop ended: {held} operations were drained at the last "
+                f"moment, {left} of them without success; use `async with tracker` or `await tracker.close()`",
                 ResourceWarning,
                 stacklevel=1,
             )
@@ -1088,10 +1191,16 @@ class CioBatchTracker(Generic[E]):
         for watch in self._watches:
             watch.note(operations, verdict)
         if verdict is Verdict.FAILED:
-            _logger.error("%d operations failed: %s", count, reason)
+            _logger.error("%d operations failed: %s (last error: %s)", count, reason, self._counters.last_error)
         elif verdict is Verdict.REJECTED and rejections:
             first = rejections[0]
-            _logger.error("%d operations were rejected; the first: %s (field %r)", count, first.reason, first.field)
+            _logger.error(
+                "%d operations were rejected; the first: status %d, reason %s, field %s",
+                count,
+                first.status,
+                _word(first.reason),
+                _word(first.field),
+            )
         if self._hook is not None:
             self._hook.call(operations, verdict, rejections, reason, status, attempts)
         if self._queue.held == 0:
@@ -1099,7 +1208,12 @@ class CioBatchTracker(Generic[E]):
 
 
 _TAXONOMIC: Final = frozenset({"person.event", "anonymous.event"})
-_CLOSED: Final = "the tracker is closed or closing and takes no more operations"
+_OTHER_LOOP: Final = (
+    "the tracker runs in another event loop that is still open; from another thread use enqueue_threadsafe, else close "
+    "it there or use one tracker per loop"
+)
+_NO_LOOP: Final = "no event loop runs in this thread; from another thread than the tracker's use enqueue_threadsafe"
+_CLOSED: Final = "the tracker is closed or closing and takes no more operations; it cannot be reopened, make a new one"
 _trackers: weakref.WeakSet[CioBatchTracker[Any]] = weakref.WeakSet()
 # What trackers of a parent process held. It is kept: a pending task that is collected complains, and one in the midst
 # of a call would close its connection and so take the parent's socket out of the poll object that both share.
@@ -1125,8 +1239,22 @@ def _refuse(future: concurrent.futures.Future[None], error: BaseException | None
         future.set_exception(error if error is not None else TrackerClosedError(_CLOSED))
 
 
+def _note_outcome(closing: asyncio.Task[None]) -> None:
+    if closing.cancelled():
+        return
+    if (error := closing.exception()) is not None:
+        _logger.warning("closing the transport failed: %s", whereabouts(error))
+
+
+def _word(text: str) -> str:
+    """What a service says, if it is a word or two: a longer text may quote content, which stays out of logs."""
+    return text if _WORDS.fullmatch(text) else "<withheld>" if text else "-"
+
+
 def _warn_of_unclosed(queue: OperationQueue) -> None:
     if queue.held:
+        # Python hides a ResourceWarning by default, and these operations are lost.
+        _logger.error("a tracker was not closed: %d operations were never settled", queue.held)
         warnings.warn(
             f"a CioBatchTracker was not closed and {queue.held} operations were never settled: use "
             "`async with tracker` or `await tracker.close()`",
@@ -1137,16 +1265,26 @@ def _warn_of_unclosed(queue: OperationQueue) -> None:
 
 def _check_arguments(
     *,
+    kinds: Mapping[str, tuple[object, type | tuple[type, ...], str]],
+    hooks: Mapping[str, object],
+    transport: object,
     whole: Mapping[str, tuple[object, int]],
     seconds: Mapping[str, object],
     optional: Mapping[str, object],
     max_pending_bytes: object,
     overflow: object,
-    before_enqueue: object,
     taxonomy: object,
 ) -> None:
     """Name every argument of the tracker that is out of range, in one error."""
     faults: list[tuple[str, str]] = []
+    for name, (value, kind, wanted) in kinds.items():
+        if not isinstance(value, kind):
+            faults.append((name, f"must be {wanted}, got {type(value).__name__}"))
+    if transport is not None and (isinstance(transport, type) or not hasattr(transport, "send")):
+        faults.append(("transport", "must be an object such as TrackV1Transport(settings)"))
+    for name, value in hooks.items():
+        if value is not None and not callable(value):
+            faults.append((name, f"must be a function, got {type(value).__name__}"))
     for name, (value, least) in whole.items():
         if value is None and name == "batch_size":
             continue
@@ -1159,7 +1297,7 @@ def _check_arguments(
             faults.append((name, "must be a finite number above 0"))
     if overflow not in _OVERFLOWS:
         faults.append(("overflow", f"must be one of {', '.join(_OVERFLOWS)}"))
-    if inspect.iscoroutinefunction(before_enqueue):
+    if inspect.iscoroutinefunction(hooks["before_enqueue"]):
         faults.append(("before_enqueue", "must be a plain function: it decides before enqueue returns"))
     if taxonomy is not None and not isinstance(taxonomy, Taxonomy):
         faults.append(("taxonomy", f"must be a Taxonomy, got {type(taxonomy).__name__}"))

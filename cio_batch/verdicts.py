@@ -109,6 +109,7 @@ class Judgement:
         status: The HTTP status behind it, 0 for none.
         retry_after: Seconds that the service asked to wait, or ``None``.
         refuses_call: Whether the service refused the call as a whole (400, 422), with however many operations in it.
+        misplaced: Whether a 207 named an operation that was not in the call.
         blames: Whether the failure may lie in the operations themselves. A rate limit never does.
     """
 
@@ -119,7 +120,15 @@ class Judgement:
     status: int = 0
     retry_after: float | None = None
     refuses_call: bool = False
+    misplaced: bool = False
     blames: bool = True
+
+    def bounded(self, count: int) -> Judgement:
+        """The same about ``count`` operations: what a transport says of others is left out."""
+        if 0 <= self.decided <= count and all(0 <= index < count for index in self.rejected):
+            return self
+        rejected = {index: why for index, why in self.rejected.items() if 0 <= index < count}
+        return attrs.evolve(self, decided=max(0, min(self.decided, count)), rejected=rejected)
 
 
 _MAX_TEXT: Final = 500  # characters of a service's message that are kept
@@ -173,6 +182,8 @@ def _judge_success(answer: Answer, count: int) -> Judgement:
     if body is None:
         return _unreadable(answer)
     listed: Any = body.get("errors")
+    if "error" in body or (isinstance(body.get("meta"), dict) and body["meta"].keys() & {"error", "errors"}):
+        return _unreadable(answer)  # a success that speaks of an error is not Customer.io's
     if answer.status != 207 and not listed:
         return Judgement(count, status=answer.status)
     if not isinstance(listed, list) or not listed:
@@ -191,9 +202,8 @@ def _judge_success(answer: Answer, count: int) -> Judgement:
     reason = "a 207 names operations that were not in the call"
     if count == 1:
         rejected.setdefault(0, Rejection("misplaced error", status=answer.status))
-    if len(rejected) == count:
-        return Judgement(0, rejected=rejected, reason=reason, status=answer.status)
-    return Judgement(0, rejected=rejected, next=Next.SPLIT, reason=reason, status=answer.status)
+    following = Next.NOTHING if len(rejected) == count else Next.SPLIT
+    return Judgement(0, rejected=rejected, next=following, reason=reason, status=answer.status, misplaced=True)
 
 
 def _undecided(answer: Answer, now: float) -> Judgement | None:

@@ -1,7 +1,8 @@
 """A tracker in the ``cleanup_ctx`` of an aiohttp application.
 
-Run it like ``quickstart.py``: ``python examples/aiohttp_app.py``, then
-``curl -X POST http://127.0.0.1:8080/signup/user-1``.
+Run it with the variables of ``quickstart.py``: ``python examples/aiohttp_app.py``. Then, in another shell:
+
+    curl -X POST http://127.0.0.1:8080/signup/user-1
 """
 
 from collections.abc import AsyncIterator

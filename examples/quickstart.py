@@ -1,7 +1,7 @@
 """Send a few events; leaving ``async with`` delivers what is still queued.
 
-Run it against a local Customer.io: ``cio-batch simulate`` prints three ``export`` lines; then, in another shell,
-paste them and ``python examples/quickstart.py``. With real credentials in those variables it sends real events.
+Run it against a local Customer.io: ``cio-batch simulate`` prints three ``export`` lines and serves until Ctrl-C. In
+another shell, paste the lines and run ``python examples/quickstart.py``. With real credentials it sends real events.
 """
 
 import asyncio

@@ -18,6 +18,7 @@ async def main(settings: Settings) -> list[SettledOperation]:
     async with CioBatchTracker(settings, on_settled=keep) as tracker:
         for n in range(10):
             await tracker.enqueue("user-1", "step_done", {"n": n})
+    print(f"{tracker.stats().delivered} delivered, {len(dead_letters)} kept:")
     for each in dead_letters:
         print(each.id, each.verdict, each.reason)
     return dead_letters

@@ -1,6 +1,9 @@
 """A tracker in the lifespan of a Starlette (or FastAPI) application.
 
 Run it with the variables of ``quickstart.py``: ``uvicorn --app-dir examples --factory starlette_app:make_app``.
+Then, in another shell:
+
+    curl -X POST http://127.0.0.1:8000/signup/user-1
 """
 
 from collections.abc import AsyncGenerator

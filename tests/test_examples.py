@@ -57,6 +57,13 @@ def test_every_example_is_tested_and_short() -> None:
     assert files["taxonomy.py"].count("\n") < 80
 
 
+@pytest.mark.parametrize(("name", "port"), [("aiohttp_app.py", 8080), ("starlette_app.py", 8000)])
+def test_an_application_says_how_to_call_it(name: str, port: int) -> None:
+    """The docstring has a line for the shell; the port is the host's own default."""
+    docstring = load(name.removesuffix(".py")).__doc__ or ""
+    assert f"\n    curl -X POST http://127.0.0.1:{port}/signup/user-1\n" in docstring
+
+
 async def test_quickstart(sim: Simulator) -> None:
     """The identify and the events arrive, in one call."""
     await load("quickstart").main(settings_for(sim))
@@ -78,15 +85,16 @@ async def test_script_with_flush(sim: Simulator, capsys: pytest.CaptureFixture[s
     """Each file's rows are delivered before the next one begins."""
     await load("script_with_flush").main(settings_for(sim))
     assert capsys.readouterr().out.splitlines() == [
-        "monday.csv: 300 delivered, 0 rejected, 0 undecided",
-        "tuesday.csv: 200 delivered, 0 rejected, 0 undecided",
+        "monday.csv: by now 300 delivered, 0 rejected, 0 undecided",
+        "tuesday.csv: by now 500 delivered, 0 rejected, 0 undecided",
     ]
     assert [data["row"] for _, data in seen(sim, "user-7")] == [*range(7, 300, 50), *range(7, 200, 50)]
 
 
-async def test_threads(sim: Simulator) -> None:
+async def test_threads(sim: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
     """Each thread's events arrive in its order."""
     await load("threads").main(settings_for(sim))
+    assert capsys.readouterr().out == "40 events delivered from 4 threads\n"
     for worker in range(4):
         assert seen(sim, f"worker-{worker}") == [("image_resized", {"image": image}) for image in range(10)]
 
@@ -105,7 +113,9 @@ async def test_settled_hook(sim: Simulator, capsys: pytest.CaptureFixture[str]) 
     [dead_letter] = await load("settled_hook").main(settings_for(sim))
     assert dead_letter.payload["attributes"] == {"n": 3}
     assert [dead_letter.id] == sim.faults.rejected_ids
-    assert capsys.readouterr().out.startswith(f"{dead_letter.id} rejected")
+    summary, line = capsys.readouterr().out.splitlines()
+    assert summary == "9 delivered, 1 kept:"
+    assert line.startswith(f"{dead_letter.id} rejected")
     assert [data["n"] for _, data in seen(sim, "user-1")] == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
 

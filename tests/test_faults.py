@@ -255,7 +255,7 @@ async def test_one_poisoned_operation_does_not_dam_up_the_rest(sim: Simulator) -
 
 
 async def test_retries_run_out_after_three(caplog: pytest.LogCaptureFixture) -> None:
-    """Seed table, "retry exhausted (3x)": four calls, then the operations fail, with the reason, and are counted."""
+    """README, "retry exhausted (3x)": four calls, then the operations fail, with the reason, and are counted."""
     async with Simulator(faults=Faults({"server_error": 1.0})) as sim:
         told: list[SettledChunk] = []
         retry = RetryOptions(max_retries=3, base_delay=0.01)

@@ -285,7 +285,9 @@ async def test_what_a_dead_service_kept_is_named_and_the_next_run_works(sim: Sim
         async def work(n: int) -> None:
             await tracker.enqueue("u", "e", {"n": n})
 
-        with pytest.warns(ResourceWarning, match="1 operations were lost to the deadline"):
+        with pytest.warns(
+            ResourceWarning, match="1 operations were drained at the last moment, 1 of them without success"
+        ):
             asyncio.run(work(0))
         sim.faults.clear()
         asyncio.run(work(1))

@@ -543,6 +543,50 @@ def test_other_attribute_values_are_measured_as_json() -> None:
     assert refused(ops.identify("u", {"tags": {"a": "é" * 600}})).actual == 1_208
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda data: ops.identify_object(ACME, data),
+        lambda data: ops.add_relationships("u", [Relationship(ACME, data)]),
+        lambda data: ops.identify_object(ACME, relationships=[Relationship("u", data)]),
+    ],
+    ids=["object", "relationship of a person", "relationship of an object"],
+)
+def test_objects_and_relationships_have_the_limits_of_people(make: Callable[[Any], Draft]) -> None:
+    """300 attributes, 150 bytes for a name and 1,000 for a value: at the limit accepted, one more refused."""
+    said(make({f"a{n}": 1 for n in range(300)}))
+    assert refused(make({f"a{n}": 1 for n in range(301)})).limit == 300
+    said(make({"n" * 150: "é" * 500}))
+    assert refused(make({"n" * 151: 1})).limit == 150
+    assert refused(make({"a": "é" * 501})).actual == 1_002
+
+
+@pytest.mark.parametrize("data", [{"ada@example.com": {1}}, {"a b": {"x": float("nan")}}, {"k" * 60: b""}], ids=str)
+def test_a_key_that_may_be_content_is_named_by_its_place(data: dict[str, Any]) -> None:
+    """An address as a key does not end in an error's text."""
+    error = refused(ops.event("u", "e", data))
+    assert error.field.startswith("data.<member 0>")
+    assert next(iter(data)) not in str(error)
+
+
+def test_nobody_is_named_in_a_repr() -> None:
+    """Identifiers and attributes are people's data, and a repr ends in logs."""
+    shown = repr(
+        [
+            *(
+                ops.Email("s3cr3t@example.com"),
+                ops.Phone("+15551234567"),
+                ops.CioId("s3cr3t"),
+                ops.AnonymousId("s3cr3t"),
+            ),
+            *(ObjectId("1", "s3cr3t"), ops.CioObjectId("s3cr3t"), ops.DeliveryId("s3cr3t")),
+            *(Relationship("s3cr3t", {"a": "s3cr3t"}), ops.event("s3cr3t", "name", {"a": "s3cr3t"})),
+        ]
+    )
+    assert "s3cr3t" not in shown
+    assert "555" not in shown
+
+
 @pytest.mark.parametrize("character", ["x", "é", "\n"])
 def test_an_operation_has_at_most_32000_bytes(character: str) -> None:
     """Exactly 32,000 encoded bytes are accepted, one more is refused, on both ways and for every kind that has data."""
@@ -555,9 +599,7 @@ def test_an_operation_has_at_most_32000_bytes(character: str) -> None:
     makes: list[Callable[[Any], Draft]] = [
         lambda data: ops.event("u", "n", data),
         lambda data: ops.anonymous_event("u", "n", data),
-        lambda data: ops.identify_object(ACME, data),
         lambda data: ops.add_device("u", "t", "ios", attributes=data),
-        lambda data: ops.add_relationships("u", [Relationship(ACME, data)]),
     ]
     for make in makes:
         assert len(said(of_size(make, 32_000))[0]) == 32_000

@@ -173,7 +173,7 @@ async def test_a_recursive_dict_is_refused(sim: Simulator) -> None:
 
 
 async def test_a_full_batch_does_not_wait_for_the_interval(sim: Simulator) -> None:
-    """With the seed's setting, 50 events go out at once and the 51st lingers."""
+    """With batch_size=50, 50 events go out at once and the 51st lingers."""
     async with CioBatchTracker(settings_for(sim), batch_size=50, flush_interval=600.0) as tracker:
         for n in range(51):
             await tracker.enqueue("u", "e", {"n": n})
@@ -394,7 +394,7 @@ async def test_bytes_are_bounded_too(sim: Simulator) -> None:
 
 
 async def test_a_queue_that_grows_warns_at_80_percent(sim: Simulator, caplog: pytest.LogCaptureFixture) -> None:
-    """Seed table, "queue memory growth": the queue is bounded and says so before the bound is reached."""
+    """README, "queue memory growth": the queue is bounded and says so before the bound is reached."""
     async with CioBatchTracker(settings_for(sim), max_pending=100, flush_interval=60.0) as tracker:
         with caplog.at_level(logging.WARNING, "cio_batch"):
             for _ in range(79):
@@ -620,7 +620,7 @@ async def test_a_disabled_tracker_validates_and_counts_and_sends_nothing(
 
 
 def test_null_credentials_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seed table, "singleton null credentials": the constructor names every missing variable and the remedy."""
+    """README, "singleton null credentials": the constructor names every missing variable and the remedy."""
     for name in ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_TRACK_API_KEY", "CUSTOMERIO_DISABLED"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigurationError) as caught:
@@ -658,7 +658,7 @@ def test_bad_arguments_are_all_named_in_one_error() -> None:
     }
 
 
-async def test_the_v1_transport_is_the_seeds_own_way(sim: Simulator) -> None:
+async def test_the_v1_transport_makes_one_call_per_operation(sim: Simulator) -> None:
     """One call per operation, in order per person, through the same queue and semaphore."""
     settings = settings_for(sim)
     async with CioBatchTracker(settings, transport=TrackV1Transport(settings), concurrency=4) as tracker:
@@ -762,13 +762,13 @@ async def test_an_unclosed_tracker_with_pending_operations_warns() -> None:
     def use_and_forget() -> None:
         async def main() -> None:
             tracker = CioBatchTracker(Settings(), transport=Silent(), drain_timeout=0.05)
-            tracker._last_resort = _nothing  # type: ignore[method-assign]
             await tracker.enqueue("u", "e")
 
-        asyncio.run(main())
-
-    async def _nothing() -> None:
-        pass
+        loop = asyncio.new_event_loop()  # and not asyncio.run, at whose end the tracker drains
+        loop.run_until_complete(main())
+        for task in asyncio.all_tasks(loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined] - left on purpose
+        loop.close()
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -791,7 +791,8 @@ async def test_a_program_that_forgets_close_still_delivers(sim: Simulator) -> No
 
         asyncio.run(main())
 
-    await asyncio.to_thread(run)
+    with pytest.warns(ResourceWarning, match="10 operations were drained at the last moment, 0 of them without"):
+        await asyncio.to_thread(run)
     assert sent_numbers(sim, "id", "u") == list(range(10))
 
 
@@ -828,3 +829,73 @@ async def test_cancelling_tasks_of_the_tracker_loses_nothing(sim: Simulator) -> 
     assert sim.traffic.person_overlaps == 0
     for person in range(20):
         assert sent_numbers(sim, "id", f"u-{person}") == list(range(person, 500, 20))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"settings": "site"}, {"settings"}),
+        ({"settings": {"site_id": "x"}}, {"settings"}),
+        ({"transport": "v1"}, {"transport"}),
+        ({"transport": TrackV1Transport}, {"transport"}),
+        ({"retry": 3, "enabled": "no", "handle_sigterm": None}, {"retry", "enabled", "handle_sigterm"}),
+        ({"on_settled": 3, "before_enqueue": "x"}, {"on_settled", "before_enqueue"}),
+    ],
+    ids=str,
+)
+def test_an_argument_of_a_wrong_kind_is_named(arguments: dict[str, Any], names: set[str]) -> None:
+    """What cannot work is refused by the constructor, and not by the first event."""
+    with pytest.raises(ConfigurationError) as caught:
+        CioBatchTracker(**({"settings": Settings(site_id="s", track_api_key="k")} | arguments))
+    assert set(caught.value.variables) == names
+
+
+async def test_what_is_no_draft_is_refused(sim: Simulator) -> None:
+    """Submit says what it takes."""
+    async with CioBatchTracker(settings_for(sim)) as tracker:
+        with pytest.raises(InvalidOperationError, match=r"must be a Draft, .* got dict"):
+            await tracker.submit({"type": "person"})  # type: ignore[arg-type]
+
+
+async def test_missing_and_malformed_variables_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One error names every offending variable, whatever is wrong with it."""
+    for name in ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_TRACK_API_KEY", "CUSTOMERIO_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUSTOMERIO_REGION", "mars")
+    with pytest.raises(ConfigurationError) as caught:
+        CioBatchTracker()
+    assert set(caught.value.variables) == {"CUSTOMERIO_REGION", "CUSTOMERIO_SITE_ID", "CUSTOMERIO_TRACK_API_KEY"}
+
+
+async def test_a_disabled_tracker_says_so_and_refuses_what_its_wire_would(
+    sim: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Development finds what production would refuse, and a warning tells that nothing is sent."""
+    settings = settings_for(sim)
+    async with CioBatchTracker(settings, transport=TrackV1Transport(settings), enabled=False) as tracker:
+        with pytest.raises(InvalidOperationError):
+            await tracker.enqueue(Phone("+15551234567"), "e")
+    assert "sends nothing" in caplog.text
+
+
+async def test_the_loops_own_thread_may_use_the_threads_way(sim: Simulator) -> None:
+    """There the future is done at once, so that nobody waits for it while holding up the loop."""
+    async with CioBatchTracker(settings_for(sim)) as tracker:
+        assert tracker.enqueue_threadsafe("u", "e").result(timeout=0) is None
+        with pytest.raises(WrongLoopError, match="enqueue_threadsafe"):
+            await asyncio.to_thread(tracker.enqueue_nowait, "u", "e")
+        assert assert_conserved(tracker).accepted == 1
+
+
+async def test_an_outage_is_said_once_and_its_end_once(sim: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+    """Many failing calls are one line in the log, with the reason, and one when they get through again."""
+    sim.faults.order("server_error", times=12)
+    async with CioBatchTracker(settings_for(sim), batch_size=1, retry=PATIENT) as tracker:
+        for n in range(4):
+            await tracker.enqueue(f"u-{n}", "e")
+        await tracker.flush(timeout=10)
+    said = [record.getMessage() for record in caplog.records if "call" in record.getMessage()]
+    assert [message for message in said if "in a row failed" in message] == [
+        "3 calls in a row failed, they are repeated: status 500"
+    ]
+    assert len([message for message in said if "get through again" in message]) == 1

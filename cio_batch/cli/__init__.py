@@ -10,6 +10,7 @@
 ``record``            what a producer says about its events, and how it is read back
 ``evidence``          what was said against what the service has: the demo's verdict          (pure)
 ``ledger``            what was sent from a file against what the service has                  (pure)
+``complaints``        what is wrong with the lines, each fault said a few times                (pure)
 ``lines``             one line of NDJSON → one operation                                      (pure)
 ``reading``           a file or a pipe → numbered lines, without holding up the loop
 ``weather``           the faults of a simulated run
@@ -21,7 +22,8 @@ Rules:
 
 1. Standard output holds the result, as a table or as JSON; progress, notes and errors go to standard error.
 2. A command returns its exit code: 0 when everything went well, 1 when something did not, 2 when it could not
-   begin (usage, credentials, a missing package), 128 and the number of the signal that stopped it.
+   begin (usage, settings that are missing or malformed, a missing package), otherwise 128 and the number of the
+   signal that stopped it.
 3. No key and no content is printed: line numbers, ids, sizes, reasons.
 """
 
@@ -50,14 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code; see Rule 2.
     """
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:  # while a command was being imported, or before it listened
+        return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     try:
         arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help(sys.stderr)
+            return 2
+        if arguments.command == "send":
+            _check_combination(arguments)
     except SystemExit as error:  # --help, --version, a wrong argument: argparse has printed already
         return error.code if isinstance(error.code, int) else 2
-    if arguments.command is None:
-        parser.print_help(sys.stderr)
-        return 2
     if arguments.command == "taxonomy":
         from cio_batch.cli import taxonomy
 
@@ -66,39 +77,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("rich") is None:
         print("cio-batch: the command line needs rich: pip install 'cio-batch[cli]'", file=sys.stderr)
         return 2
-    try:
-        return asyncio.run(_command(parser, arguments))
-    except KeyboardInterrupt:
-        return 130
-
-
-async def _command(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     # Imported here: --help and the message about rich must not need rich, nor the child the other commands.
     match arguments.command:
         case "demo":
             from cio_batch.cli import demo
 
-            if arguments.events < MIN_EVENTS:
-                return _usage(parser, f"--events must be at least {MIN_EVENTS}")
-            return await demo.run(
-                demo.Options(
-                    events=arguments.events,
-                    people=arguments.people,
-                    seed=arguments.seed,
-                    fault_rate=arguments.fault_rate,
-                    as_json=arguments.as_json,
+            return asyncio.run(
+                demo.run(
+                    demo.Options(
+                        events=arguments.events,
+                        people=arguments.people,
+                        seed=arguments.seed,
+                        fault_rate=arguments.fault_rate,
+                        as_json=arguments.as_json,
+                        verbose=arguments.verbose,
+                    )
                 )
             )
         case "send":
             from cio_batch.cli import send
 
-            if not arguments.simulate and arguments.faults:
-                return _usage(parser, "--faults needs --simulate: Customer.io has faults of its own")
-            if arguments.simulate and arguments.dotenv:
-                return _usage(parser, "--simulate needs no credentials, so --dotenv means nothing with it")
-            return await send.run(
+            return send.run(
                 send.Options(
                     file=arguments.file,
+                    check=arguments.check,
                     simulate=arguments.simulate,
                     fault_rate=arguments.faults,
                     seed=arguments.seed,
@@ -106,25 +108,33 @@ async def _command(parser: argparse.ArgumentParser, arguments: argparse.Namespac
                     concurrency=arguments.concurrency,
                     dotenv=arguments.dotenv,
                     as_json=arguments.as_json,
+                    verbose=arguments.verbose,
                 )
             )
         case _:
             from cio_batch.cli import simulate
 
-            return await simulate.run(
-                simulate.Options(
-                    host=arguments.host,
-                    port=arguments.port,
-                    latency=arguments.latency,
-                    fault_rate=arguments.faults,
-                    seed=arguments.seed,
+            return asyncio.run(
+                simulate.run(
+                    simulate.Options(
+                        host=arguments.host,
+                        port=arguments.port,
+                        latency=arguments.latency,
+                        fault_rate=arguments.faults,
+                        seed=arguments.seed,
+                    )
                 )
             )
 
 
-def _usage(parser: argparse.ArgumentParser, message: str) -> int:
-    print(f"{parser.prog}: error: {message}", file=sys.stderr)
-    return 2
+def _check_combination(arguments: argparse.Namespace) -> None:
+    parser: argparse.ArgumentParser = arguments.parser
+    if not arguments.simulate and arguments.faults:
+        parser.error("--faults needs --simulate: Customer.io has faults of its own")
+    if arguments.simulate and arguments.dotenv:
+        parser.error("--simulate needs no credentials, so --dotenv means nothing with it")
+    if arguments.check and (arguments.simulate or arguments.dotenv):
+        parser.error("--check sends nothing, so neither --simulate nor --dotenv means anything with it")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,29 +148,47 @@ def _parser() -> argparse.ArgumentParser:
         description="Ship events through every fault to a simulator, stop the producer by SIGTERM half-way, ship the "
         "rest, and compare what was said with what the service has. Exit code 1 when a promise broke.",
     )
-    demo.add_argument("--events", type=_count, default=100_000, metavar="N", help="how many (%(default)s)")
+    demo.add_argument(
+        "--events",
+        type=_events,
+        default=100_000,
+        metavar="N",
+        help=f"how many, at least {MIN_EVENTS:,} (%(default)s)",
+    )
     demo.add_argument("--people", type=_count, default=5_000, metavar="N", help="of how many people (%(default)s)")
-    demo.add_argument("--fault-rate", type=_share, default=0.3, metavar="R", help="faults per call (%(default)s)")
+    demo.add_argument(
+        "--fault-rate",
+        "--faults",
+        type=_share,
+        default=0.3,
+        metavar="R",
+        help="faults per call, from 0 to 1 (%(default)s)",
+    )
     _add_seed(demo)
-    _add_json(demo)
+    _add_output(demo)
 
     send = commands.add_parser(
         "send",
         help="send operations from an NDJSON file",
         description="Send operations from an NDJSON file, one object a line: user_id, type (identify, track, page, "
         "screen, delete, suppress, unsuppress), timestamp (unix seconds), attributes (identify) or name, data and id "
-        "(track, page, screen). Credentials come from CUSTOMERIO_SITE_ID and CUSTOMERIO_TRACK_API_KEY. Exit code 1 "
-        "when a line was bad or an operation was rejected or failed, 2 without usable credentials, 130 or 143 when "
-        "stopped by Ctrl-C or SIGTERM.",
+        "(track, page, screen). If a file may be sent twice, its lines should carry an id (a ULID): by it Customer.io "
+        "knows what it has already; without one, each time makes new events. Credentials come from CUSTOMERIO_SITE_ID "
+        "and CUSTOMERIO_TRACK_API_KEY. Exit code 1 when a line was bad or an operation was rejected or failed, or the "
+        "credentials were refused, 2 when it could not begin, otherwise 130 or 143 when stopped by Ctrl-C or SIGTERM.",
     )
+    send.set_defaults(parser=send)
     send.add_argument("file", metavar="FILE", help="the file; - for standard input")
     send.add_argument("--dotenv", action="store_true", help="read a .env file beneath the environment")
+    send.add_argument("--check", action="store_true", help="check every line, and send nothing")
     send.add_argument("--simulate", action="store_true", help="send to a simulator of its own, and verify the arrival")
-    send.add_argument("--faults", type=_share, default=0.0, metavar="R", help="faults per call (with --simulate)")
+    send.add_argument(
+        "--faults", type=_share, default=0.0, metavar="R", help="faults per call, from 0 to 1 (with --simulate)"
+    )
     send.add_argument("--batch-size", type=_count, metavar="N", help="operations in a call at most")
     send.add_argument("--concurrency", type=_count, default=10, metavar="N", help="calls at a time (%(default)s)")
     _add_seed(send)
-    _add_json(send)
+    _add_output(send)
 
     simulate = commands.add_parser(
         "simulate",
@@ -168,10 +196,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Run a local Customer.io until Ctrl-C or SIGTERM. Look at GET /simulator/state and "
         "/simulator/people; order faults by POST /simulator/faults.",
     )
-    simulate.add_argument("--port", type=_port, required=True, metavar="N", help="0 lets the system choose")
+    simulate.add_argument(
+        "--port", type=_port, default=8765, metavar="N", help="%(default)s by default; 0 lets the system choose"
+    )
     simulate.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
     simulate.add_argument("--latency", type=_seconds, default=0.0, metavar="S", help="seconds that an answer takes")
-    simulate.add_argument("--faults", type=_share, default=0.0, metavar="R", help="faults per call (none)")
+    simulate.add_argument("--faults", type=_share, default=0.0, metavar="R", help="faults per call, from 0 to 1 (none)")
     _add_seed(simulate)
 
     taxonomy = commands.add_parser(
@@ -203,7 +233,8 @@ def _add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (%(default)s)")
 
 
-def _add_json(parser: argparse.ArgumentParser) -> None:
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-v", "--verbose", action="store_true", help="a row for each kind of fault")
     parser.add_argument("--json", action="store_true", dest="as_json", help="print the result as JSON")
 
 
@@ -211,6 +242,14 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         message = "must be at least 1"
+        raise argparse.ArgumentTypeError(message)
+    return value
+
+
+def _events(text: str) -> int:
+    value = int(text)
+    if value < MIN_EVENTS:
+        message = f"must be at least {MIN_EVENTS:,}"
         raise argparse.ArgumentTypeError(message)
     return value
 
@@ -239,5 +278,5 @@ def _seconds(text: str) -> float:
     return value
 
 
-_count.__name__ = _port.__name__ = "whole number"  # argparse names the function in its error text
+_count.__name__ = _events.__name__ = _port.__name__ = "whole number"  # argparse names the function in its error text
 _share.__name__ = _seconds.__name__ = "number"

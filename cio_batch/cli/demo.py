@@ -25,7 +25,7 @@ import orjson
 from cio_batch.cli.evidence import Evidence, Findings, judge
 from cio_batch.cli.plan import Plan
 from cio_batch.cli.record import Record, read_record
-from cio_batch.cli.screen import Bar, Row, Screen
+from cio_batch.cli.screen import Bar, Row, Screen, fault_rows
 from cio_batch.cli.stopping import Stop
 from cio_batch.cli.weather import BRIEF, chance, order_one
 from cio_batch.simulator import KINDS, Faults, Simulator
@@ -46,6 +46,7 @@ class Options:
     seed: int
     fault_rate: float
     as_json: bool
+    verbose: bool
 
 
 async def run(options: Options) -> int:
@@ -64,6 +65,7 @@ async def run(options: Options) -> int:
                     task.cancel()
                 await asyncio.wait([running, stopping])
             if running.cancelled():
+                screen.note(f"stopped by {stop.cause}: {demo.progress}; no process is left", "yellow")
                 return stop.exit_code
             evidence, seconds = running.result()
         findings = await asyncio.to_thread(judge, evidence)
@@ -91,6 +93,12 @@ class _Demo:
             batch_size=max(1, min(250, options.events // 100)),
             max_pending=max(producers, min(10_000, options.events // 8)),
         )
+
+    @property
+    def progress(self) -> str:
+        """How far it is, in words."""
+        arrived = min(self._arrived(), self._options.events)
+        return f"{arrived:,} of {self._options.events:,} events had arrived"
 
     async def run(self) -> tuple[Evidence, float]:
         """Run both children; return what is known then, and the seconds that it took."""
@@ -159,6 +167,7 @@ class _Demo:
             orjson.dumps(attrs.asdict(plan)).decode(),
             str(path),
             env=environment | self._simulator.environment,
+            process_group=0,  # Ctrl-C is for this process, which ends that one
         )
         try:
             yield process
@@ -168,7 +177,8 @@ class _Demo:
                 await process.wait()
 
     async def _look(self) -> None:
-        arrived, faults = self._arrived(), self._simulator.faults.injected.total()
+        # An event that was refused may have arrived by a repeat, and then it is in both counts.
+        arrived, faults = min(self._arrived(), self._options.events), self._simulator.faults.injected.total()
         self._bar.show(arrived, f"{arrived:,}/{self._options.events:,}", f"{faults:,} faults")
         await asyncio.sleep(_LOOK)
 
@@ -227,6 +237,7 @@ def _show(
     seconds: float,
 ) -> None:
     traffic, duplicates = simulator.traffic, simulator.workspace.duplicates_ignored
+    faults = {kind: evidence.faults.get(kind, 0) for kind in KINDS}
     rows: list[Row] = [
         ("accepted", findings.accepted, f"of {options.events:,}"),
         ("delivered", findings.delivered, "reported, and found at the service"),
@@ -238,7 +249,7 @@ def _show(
         ("duplicates", duplicates, "repeats that the service knew by their id"),
         ("calls", traffic.calls, ""),
         ("retried calls", traffic.retried_calls, ""),
-        *((f"fault {kind}", evidence.faults.get(kind, 0), "") for kind in KINDS),
+        *fault_rows(faults.items(), verbose=options.verbose),
         ("seconds", f"{seconds:.1f}", "with both processes"),
         ("events/s", round(findings.accepted / seconds), ""),
     ]
@@ -250,9 +261,9 @@ def _show(
         "duplicates_ignored": duplicates,
         "calls": traffic.calls,
         "retried_calls": traffic.retried_calls,
-        "faults": {kind: evidence.faults.get(kind, 0) for kind in KINDS},
+        "faults": faults,
         "seconds": round(seconds, 2),
         "broken": list(findings.broken),
     }
     title = f"{options.events:,} events of {options.people:,} people, SIGTERM half-way"
-    screen.result(title, rows, content, findings.broken, "Every promise held.")
+    screen.result(title, rows, content, findings.broken, (), "Every promise held.")

@@ -31,30 +31,31 @@ class Lines:
     """Splits blocks into lines.
 
     Attributes:
-        read_bytes: How many bytes came in.
+        ended_bytes: How many bytes the lines have that came out.
         number: The number of the last line that was complete.
+        blank: How many lines held nothing.
     """
 
     def __init__(self) -> None:
-        self.read_bytes = 0
+        self.ended_bytes = 0
         self.number = 0
+        self.blank = 0
         self._rest: list[bytes] = []
         self._rest_bytes = 0
         self._too_long = False
 
     def split(self, block: bytes) -> Iterator[Line]:
         """Take a block; yield the lines that it completes."""
-        self.read_bytes += len(block)
         *complete, rest = block.split(b"\n")
         for part in complete:
             self._add(part)
-            yield from self._end()
+            yield from self._end(1)
         self._add(rest)
 
     def end(self) -> Iterator[Line]:
         """Yield the last line, if it has no end of its own."""
         if self._rest or self._too_long:
-            yield from self._end()
+            yield from self._end(0)
 
     def _add(self, part: bytes) -> None:
         self._rest_bytes += len(part)
@@ -64,13 +65,16 @@ class Lines:
         elif part:
             self._rest.append(part)
 
-    def _end(self) -> Iterator[Line]:
+    def _end(self, end_bytes: int) -> Iterator[Line]:
         self.number += 1
+        self.ended_bytes += self._rest_bytes + end_bytes
         line = None if self._too_long else b"".join(self._rest).strip()
         self._rest.clear()
         self._rest_bytes, self._too_long = 0, False
         if line is None or line:
             yield self.number, line
+        else:
+            self.blank += 1
 
 
 async def read_blocks(file: int, stop: Stop) -> AsyncGenerator[bytes]:

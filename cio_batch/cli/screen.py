@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from typing import Any
 
 import orjson
@@ -23,18 +23,26 @@ Row = tuple[str, str | int | float, str]
 class Bar:
     """A progress bar; see :meth:`Screen.bar`."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
+    def __init__(self, progress: Progress, task: TaskID, total: int | None) -> None:
         self._progress = progress
         self._task = task
+        self._total = total
+
+    @property
+    def completed(self) -> int:
+        """How much of the total is shown as done."""
+        return int(self._progress.tasks[self._task].completed)
 
     def show(self, completed: int, count: str, note: str = "") -> None:
         """Move it.
 
         Args:
-            completed: How much of the total is done.
+            completed: How much of the total is done; what is more than all of it counts as all.
             count: The same in words.
             note: What else there is to say.
         """
+        if self._total is not None:
+            completed = min(completed, self._total)
         self._progress.update(self._task, completed=completed, count=count, note=note)
 
 
@@ -69,7 +77,7 @@ class Screen:
             disable=not self._err.is_terminal,
         )
         with progress:
-            yield Bar(progress, progress.add_task(what, total=total, count="", note=""))
+            yield Bar(progress, progress.add_task(what, total=total, count="", note=""), total)
 
     def note(self, text: str, style: str = "") -> None:
         """Say something above the progress bars."""
@@ -93,7 +101,13 @@ class Screen:
             logger.removeHandler(handler)
 
     def result(
-        self, title: str, rows: Sequence[Row], content: dict[str, Any], broken: Sequence[str], good: str
+        self,
+        title: str,
+        rows: Sequence[Row],
+        content: dict[str, Any],
+        broken: Sequence[str],
+        amiss: Sequence[str],
+        good: str,
     ) -> None:
         """Print the result.
 
@@ -102,7 +116,8 @@ class Screen:
             rows: Of the table.
             content: What the JSON form holds.
             broken: What did not go as promised, a sentence each.
-            good: The last line when nothing is broken.
+            amiss: What did not go well although no promise broke, likewise.
+            good: The last line when nothing is broken or amiss.
         """
         if self._as_json:
             self._out.file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
@@ -118,7 +133,9 @@ class Screen:
         self._out.print(table)
         for sentence in broken:
             self._say(f"{'✗' if self._can_say('✗') else 'BROKEN:'} {sentence}", "bold red")
-        if not broken and good:
+        for sentence in amiss:
+            self._say(sentence, "bold yellow")
+        if not broken and not amiss:
             self._say(f"✓ {good}" if self._can_say("✓") else good, "green")
 
     def _say(self, text: str, style: str) -> None:
@@ -130,6 +147,15 @@ class Screen:
         except UnicodeEncodeError:
             return False
         return True
+
+
+def fault_rows(faults: Collection[tuple[str, int]], *, verbose: bool) -> list[Row]:
+    """Say how often each kind of fault came: in one row, or in a row each."""
+    if verbose:
+        return [(f"fault {kind}", count, "") for kind, count in faults]
+    if not faults:
+        return []
+    return [("faults", sum(count for _, count in faults), " · ".join(f"{kind} {count:,}" for kind, count in faults))]
 
 
 class _NoteHandler(logging.Handler):

@@ -4,11 +4,14 @@ Rules:
 
 1. The file is streamed: what is held at a time is bounded by ``_MAX_PENDING``. (With ``--simulate`` the simulator
    keeps everything, and so does the ledger: they are there to be compared.)
-2. Whatever goes wrong with a line or with its operation is told by the number of the line, at most ``_MAX_PRINTED``
-   times, and counted always.
-3. A signal stops the reading; what was accepted is drained, and the summary says where the reading stopped.
+2. Whatever goes wrong with a line or with its operation is told by the number of the line, the same words once they
+   have been said a few times at the end, and counted always. Every line that was read is in one row of the summary.
+3. A signal stops the reading; what was accepted is drained, and the summary says where the reading stopped. A second
+   signal leaves the loop at once: what is left then is given up by the tracker, as at the end of any program, within
+   ``_NO_TIME``; so the summary comes after the loop.
 4. With ``--simulate``, faults are of the kinds after which an operation still arrives: one that is refused is refused.
 5. Credentials that are refused from the first call on are taken for wrong ones: nobody wants a command that waits.
+6. The progress bar shows what has its verdict, not what was read.
 """
 
 from __future__ import annotations
@@ -19,18 +22,20 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
+import orjson
 from ulid_transform import ulid_now
 
 from cio_batch import operations as ops
+from cio_batch.cli.complaints import Complaints
 from cio_batch.cli.ledger import Comparison, Ledger
 from cio_batch.cli.lines import LineError, read_line
 from cio_batch.cli.reading import MAX_LINE_BYTES, Lines, read_blocks
-from cio_batch.cli.screen import Bar, Row, Screen
+from cio_batch.cli.screen import Bar, Row, Screen, fault_rows
 from cio_batch.cli.stopping import Stop
 from cio_batch.cli.weather import BRIEF, IMPATIENT_HTTP, PATIENT, REFUSING, chance, order_one
 from cio_batch.errors import ConfigurationError, InvalidOperationError, TrackerClosedError
@@ -42,13 +47,17 @@ from cio_batch.stats import Stats
 from cio_batch.tracker import CioBatchTracker
 from cio_batch.verdicts import Verdict
 
-_MAX_PRINTED: Final = 20
 _MAX_PENDING: Final = 20_000
 _LOOK: Final = 0.1  # seconds between two looks at the tracker
 _REFUSED_FOR: Final = 3.0  # seconds after which refused credentials are believed to be wrong
+_STUCK_FOR: Final = 1.0  # seconds without a verdict after which the bar names the last error
 _NO_TIME: Final = 0.1
+_DRAIN: Final = 10.0
+_SIMULATED_DRAIN: Final = 30.0
 _SIMULATED_BATCH: Final = 200  # so that a small file makes enough calls for the faults to meet
-_LATE: Final = "{:,} without a verdict at the deadline; some of them may have arrived"
+_LATE: Final = "{:,} without a verdict at the {}; some of them may have arrived"
+_DEADLINE: Final = "deadline"  # the tracker's reason for what a drain left
+_CHECKED: Final = "checked (not sent)"
 _WITH_ID: Final = frozenset({"person.event", "person.page", "person.screen"})
 _FAULTS: Final[tuple[Kind, ...]] = tuple(kind for kind in KINDS if kind not in REFUSING)
 
@@ -58,6 +67,7 @@ class Options:
     """What was asked for; the names are those of the arguments."""
 
     file: str
+    check: bool
     simulate: bool
     fault_rate: float
     seed: int
@@ -65,35 +75,29 @@ class Options:
     concurrency: int
     dotenv: bool
     as_json: bool
+    verbose: bool
 
 
-async def run(options: Options) -> int:
+def run(options: Options) -> int:
     """Send the file; return the exit code."""
     screen = Screen(as_json=options.as_json)
-    async with contextlib.AsyncExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         try:
             file, size = _open(options.file, stack)
         except OSError as error:
             screen.note(f"cio-batch: cannot read {options.file}: {error.strerror}", "bold red")
             return 2
-        stop = stack.enter_context(Stop())
-        simulator = None
-        if options.simulate:
-            simulator = await stack.enter_async_context(_simulator(options))
-        shipment = _Shipment(options, screen, stop, simulator)
+        stack.enter_context(screen.library_log(muted=options.simulate))
+        shipment = _Shipment(options, screen)
         try:
-            tracker = shipment.open_tracker()
+            asyncio.run(shipment.run(file, size))  # its end settles what a second signal left: Rule 3
         except ConfigurationError as error:
             screen.note(f"cio-batch: {error}", "bold red")
             return 2
-        stack.enter_context(screen.library_log(muted=simulator is not None))
-        began = time.monotonic()
-        with screen.bar("sending", size) as bar:
-            await shipment.ship(tracker, file, bar)
-        return shipment.conclude(tracker.stats(), time.monotonic() - began)
+        return shipment.conclude()
 
 
-def _open(name: str, stack: contextlib.ExitStack | contextlib.AsyncExitStack) -> tuple[int, int | None]:
+def _open(name: str, stack: contextlib.ExitStack) -> tuple[int, int | None]:
     """Open the file; return its descriptor, and its size in bytes where that is known."""
     if name == "-":
         return 0, None
@@ -117,38 +121,54 @@ async def _simulator(options: Options) -> AsyncGenerator[Simulator]:
 class _Shipment:
     """What became of one file."""
 
-    def __init__(self, options: Options, screen: Screen, stop: Stop, simulator: Simulator | None) -> None:
+    def __init__(self, options: Options, screen: Screen) -> None:
         self._options = options
         self._screen = screen
-        self._stop = stop
-        self._simulator = simulator
-        self._ledger = Ledger() if simulator is not None else None
+        self._stop = Stop()
+        self._simulator: Simulator | None = None
+        self._ledger = Ledger() if options.simulate else None
         self._lines = Lines()
         self._waiting: dict[bytes, list[int]] = {}  # the lines of operations without a verdict, by their bytes
         self._verdicts: Counter[Verdict] = Counter()
         self._bad_lines = 0
-        self._too_late = 0  # operations that had no verdict at the deadline
-        self._printed = 0
+        self._too_late: list[int] = []  # lines whose operation had no verdict when the time was over
+        self._complaints = Complaints()
         self._unread_from: int | None = None
         self._read_error = ""
         self._refusal = ""
+        self._sends_nothing = False
+        self._cut = False  # a second signal came before the end
+        self._tracker: CioBatchTracker | None = None
+        self._began = time.monotonic()
 
-    def open_tracker(self) -> CioBatchTracker:
-        """Make the tracker.
+    async def run(self, file: int, size: int | None) -> None:
+        """Read and send until the end, or until it is time to stop.
 
         Raises:
             ConfigurationError: Credentials are missing, or a setting is malformed.
         """
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._stop)
+            if self._options.simulate:
+                self._simulator = await stack.enter_async_context(_simulator(self._options))
+            tracker = self._tracker = self._open_tracker()
+            self._began = time.monotonic()
+            bar = stack.enter_context(self._screen.bar("checking" if self._options.check else "sending", size))
+            await self._ship(tracker, file, bar)
+
+    def _open_tracker(self) -> CioBatchTracker:
         options = self._options
-        if self._simulator is None:
-            settings, retry, drain_timeout = Settings.from_env(dotenv=options.dotenv), QUEUE_RETRY, 10.0
-            batch_size = options.batch_size
+        retry, batch_size = QUEUE_RETRY, options.batch_size
+        if options.check:
+            settings = Settings(disabled=True)
+        elif self._simulator is None:
+            settings = Settings.from_env(dotenv=options.dotenv, needs=("track",))
+            if settings.disabled:
+                self._screen.note("CUSTOMERIO_DISABLED is set: everything is checked and counted, nothing is sent")
         else:
             settings = Settings.from_env(environ=self._simulator.environment, http=IMPATIENT_HTTP)
-            retry, drain_timeout = PATIENT, 30.0
-            batch_size = options.batch_size or _SIMULATED_BATCH
-        if settings.disabled:
-            self._screen.note("CUSTOMERIO_DISABLED is set: everything is checked and counted, nothing is sent")
+            retry, batch_size = PATIENT, options.batch_size or _SIMULATED_BATCH
+        self._sends_nothing = settings.disabled
         return CioBatchTracker(
             settings,
             batch_size=batch_size,
@@ -157,27 +177,41 @@ class _Shipment:
             max_pending=_MAX_PENDING,
             enqueue_timeout=None,
             retry=retry,
-            drain_timeout=drain_timeout,
+            drain_timeout=_NO_TIME,  # when the loop ends before the drain: Rule 3
+            handle_sigterm=False,  # the signals are ours
             on_settled=self._note_verdicts,
         )
 
-    async def ship(self, tracker: CioBatchTracker, file: int, bar: Bar) -> None:
-        """Read and send until the end, or until it is time to stop."""
-        async with tracker:
-            feeding = asyncio.create_task(self._feed(tracker, file))
-            stopping = asyncio.create_task(self._stop.wait())
-            watching = asyncio.create_task(self._watch(tracker, bar))
-            try:
-                await asyncio.wait([feeding, stopping], return_when=asyncio.FIRST_COMPLETED)
-                if self._stop.signum:
-                    self._screen.note("stopping: what was accepted is sent first; once more to quit at once", "yellow")
-                # It also turns away the feeder, should it be waiting for room.
-                await tracker.close(_NO_TIME if self._refusal else None)
-                await feeding
-            finally:
-                for task in (feeding, stopping, watching):
-                    task.cancel()
-                await asyncio.wait([feeding, stopping, watching])
+    async def _ship(self, tracker: CioBatchTracker, file: int, bar: Bar) -> None:
+        feeding = asyncio.create_task(self._feed(tracker, file))
+        stopping = asyncio.create_task(self._stop.wait())
+        watching = asyncio.create_task(self._watch(tracker, bar))
+        try:
+            await asyncio.wait([feeding, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if self._stop.signum:
+                self._screen.note("stopping: what was accepted is sent first; once more to quit at once", "yellow")
+            await self._end(tracker, feeding)
+        finally:
+            for task in (feeding, stopping, watching):
+                task.cancel()
+            await asyncio.wait([feeding, stopping, watching])
+            self._move(bar, tracker.stats())
+
+    async def _end(self, tracker: CioBatchTracker, feeding: asyncio.Task[None]) -> None:
+        """Drain, unless somebody insists on the end."""
+        seconds = _SIMULATED_DRAIN if self._options.simulate else _DRAIN
+        # It also turns away the feeder, should it be waiting for room.
+        closing = asyncio.create_task(tracker.close(_NO_TIME if self._refusal else seconds))
+        insisting = asyncio.create_task(self._stop.wait_again())
+        await asyncio.wait([closing, insisting], return_when=asyncio.FIRST_COMPLETED)
+        insisting.cancel()
+        if closing.done():
+            await closing
+            await feeding
+        else:
+            self._cut = True
+            await asyncio.wait([feeding], timeout=_NO_TIME)  # whether its last line was taken must not stay open
+            closing.cancel()
 
     async def _feed(self, tracker: CioBatchTracker, file: int) -> None:
         try:
@@ -216,6 +250,7 @@ class _Shipment:
             await tracker.submit(draft)
         except TrackerClosedError:
             self._unread_from = number
+            self._waiting[body].remove(number)
             if self._ledger is not None:
                 self._ledger.excuse(draft)
             return False
@@ -229,28 +264,31 @@ class _Shipment:
                 del self._waiting[operation.body]
             self._verdicts[operation.verdict] += 1
             if operation.verdict is not Verdict.DELIVERED:
-                self._too_late += operation.reason == "deadline"
-                if not self._refusal:  # then it is the same for all of them
+                if operation.reason == _DEADLINE:
+                    self._too_late.append(number)
+                elif not self._refusal:  # then it is the same for all of them
                     self._complain(number, _say(operation))
                 if self._ledger is not None:
                     self._ledger.excuse(operation.payload)
 
     def _complain(self, number: int, text: str) -> None:
-        self._printed += 1
-        if self._printed <= _MAX_PRINTED:
-            self._screen.note(f"line {number}: {text}", "red")
+        if note := self._complaints.add(number, text):
+            self._screen.note(note, "red")
 
     async def _watch(self, tracker: CioBatchTracker, bar: Bar) -> None:
-        """Move the progress bar, and notice credentials that are refused from the beginning."""
+        """Move the progress bar, say what hinders, and notice credentials that are refused from the beginning."""
         paused_since = None
+        settled, settled_at = 0, time.monotonic()
         while True:
-            stats = tracker.stats()
-            bar.show(
-                self._lines.read_bytes,
-                f"{stats.delivered:,} of {stats.accepted:,} delivered",
-                f"paused: {stats.paused}" if stats.paused else "",
-            )
-            now = time.monotonic()
+            stats, now = tracker.stats(), time.monotonic()
+            if self._verdicts.total() != settled or not stats.accepted:
+                settled, settled_at = self._verdicts.total(), now
+            hindrance = ""
+            if stats.paused:
+                hindrance = f"paused: {stats.paused}"
+            elif stats.last_error and now - settled_at >= _STUCK_FOR:
+                hindrance = f"nothing gets through: {stats.last_error}"
+            self._move(bar, stats, hindrance)
             if stats.paused is None or self._verdicts:
                 paused_since = None
             elif paused_since is None:
@@ -260,10 +298,21 @@ class _Shipment:
                 self._stop.now()
             await asyncio.sleep(_LOOK)
 
+    def _move(self, bar: Bar, stats: Stats, hindrance: str = "") -> None:
+        settled, accepted = self._verdicts.total(), stats.accepted
+        done = self._verdicts[Verdict.DELIVERED]
+        what = "checked" if self._sends_nothing else "delivered"
+        share = settled / accepted if accepted else 1.0
+        bar.show(int(self._lines.ended_bytes * share), f"{done:,} of {accepted:,} {what}", hindrance)
+
     # ------------------------------------------------------------------------------------------------ the summary
 
-    def conclude(self, stats: Stats, seconds: float) -> int:
+    def conclude(self) -> int:
         """Print the summary; return the exit code."""
+        if self._tracker is None:  # somebody was quicker than the start
+            return self._stop.exit_code
+        stats, seconds = self._tracker.stats(), time.monotonic() - self._began
+        self._give_up_rest()
         comparison = self._compare()
         broken = [] if comparison is None else comparison.broken
         if self._simulator is not None and (overlaps := self._simulator.traffic.person_overlaps):
@@ -271,26 +320,38 @@ class _Shipment:
         settled = self._verdicts.total()
         if settled != stats.accepted:
             broken.append(f"{stats.accepted - settled:,} operations were accepted and got no verdict")
-        hidden = self._printed - _MAX_PRINTED
-        if hidden > 0:
-            self._screen.note(f"… and {hidden:,} more", "red")
+        self._say_rest(stats)
+        self._show(stats, seconds, comparison, broken)
+        if broken or self._refusal or self._bad_lines or self._read_error:
+            return 1
+        if settled != self._verdicts[Verdict.DELIVERED]:
+            return 1
+        return self._stop.exit_code if self._stop.signum else 0
+
+    def _give_up_rest(self) -> None:
+        """Count what a second signal left without even the verdict that it is too late."""
+        if not self._cut:
+            return
+        for body, numbers in self._waiting.items():
+            self._too_late += numbers
+            self._verdicts[Verdict.FAILED] += len(numbers)
+            if self._ledger is not None:
+                self._ledger.excuse(orjson.loads(body))
+        self._waiting.clear()
+
+    def _say_rest(self, stats: Stats) -> None:
+        if self._too_late and not self._refusal:
+            self._complaints.keep(self._too_late, f"failed: {'quit at once' if self._cut else _DEADLINE}")
+        for text in self._complaints.rest():
+            self._screen.note(text, "red")
+        if self._too_late and stats.last_error and not self._refusal:  # what failed before said its own
+            self._screen.note(f"the last error: {stats.last_error}", "red")
         if self._read_error:
             self._screen.note(self._read_error, "bold red")
-        if self._refusal:
+        if self._refusal:  # what to check, the library has said
             self._screen.note(
-                f"cio-batch: Customer.io refuses these credentials ({self._refusal}): check CUSTOMERIO_SITE_ID, "
-                "CUSTOMERIO_TRACK_API_KEY and CUSTOMERIO_REGION",
-                "bold red",
+                f"cio-batch: gave up, because no call got through in {_REFUSED_FOR:g} s ({self._refusal})", "bold red"
             )
-        self._show(stats, seconds, comparison, broken)
-        unwell = self._bad_lines or self._read_error or settled != self._verdicts[Verdict.DELIVERED]
-        if broken:
-            return 1
-        if self._refusal:
-            return 2
-        if self._stop.signum:
-            return self._stop.exit_code
-        return 1 if unwell else 0
 
     def _compare(self) -> Comparison | None:
         if self._ledger is None or self._simulator is None:
@@ -298,40 +359,52 @@ class _Shipment:
         people = self._simulator.workspace.people
         return self._ledger.compare({key[1]: person.first_arrivals for key, person in people.items()})
 
+    @property
+    def _read_lines(self) -> int:
+        return self._lines.number if self._unread_from is None else self._unread_from - 1
+
     def _show(self, stats: Stats, seconds: float, comparison: Comparison | None, broken: list[str]) -> None:
         delivered, rejected = self._verdicts[Verdict.DELIVERED], self._verdicts[Verdict.REJECTED]
-        failed = self._verdicts[Verdict.FAILED]
-        rows: list[Row] = [
-            ("lines", self._lines.number, ""),
+        failed, lines, calls = self._verdicts[Verdict.FAILED], self._read_lines, stats.calls
+        checked = 0
+        if self._sends_nothing:
+            delivered, checked, calls = 0, delivered, 0
+        rows: list[Row] = [("lines", lines, "")]
+        if self._lines.blank:
+            rows.append(("blank lines", self._lines.blank, ""))
+        rows += [
             ("bad lines", self._bad_lines, ""),
             ("accepted", stats.accepted, ""),
-            ("delivered", delivered, ""),
+            (_CHECKED, checked, "") if self._sends_nothing else ("delivered", delivered, ""),
             ("rejected", rejected, ""),
-            ("failed", failed, _LATE.format(self._too_late) if self._too_late else ""),
+            ("failed", failed, self._failed_remark()),
         ]
+        if failed and stats.last_error:
+            rows.append(("last error", "", stats.last_error))
         if self._unread_from is not None:
             rows.append(("not sent", f"from line {self._unread_from:,}", "on: it was stopped before"))
         content: dict[str, Any] = {
-            "lines": self._lines.number,
+            "lines": lines,
+            "blank_lines": self._lines.blank,
             "bad_lines": self._bad_lines,
             "accepted": stats.accepted,
+            "checked": checked,
             "delivered": delivered,
             "rejected": rejected,
             "failed": failed,
-            "left": self._too_late,
+            "left": len(self._too_late),
+            "last_error": stats.last_error,
             "not_sent_from_line": self._unread_from,
-            "calls": stats.calls,
+            "calls": calls,
             "retried_calls": stats.retries,
             "seconds": round(seconds, 2),
             "broken": broken,
         }
-        good = ""
         if comparison is not None and self._simulator is not None:
-            if delivered == stats.accepted:
-                good = "Every accepted operation arrived exactly once, and each person's in the order of the file."
             wanted_faults = _FAULTS if self._options.fault_rate else ()
-            traffic, faults = self._simulator.traffic, self._simulator.faults.injected
+            traffic, injected = self._simulator.traffic, self._simulator.faults.injected
             duplicates = self._simulator.workspace.duplicates_ignored
+            faults = {kind: injected[kind] for kind in wanted_faults}
             rows += [
                 ("people", comparison.people, ""),
                 ("missing", comparison.missing, f"of {comparison.expected:,} that were to arrive"),
@@ -339,21 +412,56 @@ class _Shipment:
                 ("out of order", comparison.out_of_order, "after a later one of the same person"),
                 ("person overlaps", traffic.person_overlaps, "two calls with one person at a time"),
                 ("duplicates", duplicates, "repeats that the service knew by their id"),
-                *((f"fault {kind}", faults[kind], "") for kind in wanted_faults),
+                *fault_rows(faults.items(), verbose=self._options.verbose),
             ]
             content |= attrs.asdict(comparison) | {
                 "person_overlaps": traffic.person_overlaps,
                 "duplicates_ignored": duplicates,
-                "faults": {kind: faults[kind] for kind in wanted_faults},
+                "faults": faults,
             }
-        rows += [
-            ("calls", stats.calls, ""),
-            ("retried calls", stats.retries, ""),
-            ("seconds", f"{seconds:.1f}", ""),
-            ("operations/s", round(delivered / max(seconds, 0.001)), ""),
-        ]
+        if not self._sends_nothing:
+            rows += [("calls", calls, ""), ("retried calls", stats.retries, "")]
+        rows.append(("seconds", f"{seconds:.1f}", ""))
+        if not self._sends_nothing:
+            rows.append(("operations/s", round(delivered / max(seconds, 0.001)), ""))
         source = "standard input" if self._options.file == "-" else Path(self._options.file).name
-        self._screen.result(source, rows, content, broken, good)
+        self._screen.result(source, rows, content, broken, list(self._amiss()), self._good())
+
+    def _failed_remark(self) -> str:
+        if self._refusal:
+            return "not accepted: the credentials were refused"
+        if self._too_late:
+            return _LATE.format(len(self._too_late), "end" if self._cut else "deadline")
+        return ""
+
+    def _amiss(self) -> Iterator[str]:
+        """What did not go well although no promise broke, a sentence each."""
+        verdicts, lines, bad = self._verdicts, self._read_lines, self._bad_lines
+        others = verdicts.total() - verdicts[Verdict.DELIVERED]
+        if self._stop.signum:
+            after = "" if self._unread_from is None else f"; it was not read from line {self._unread_from:,} on"
+            yield f"stopped by {self._stop.cause}{after}"
+        if self._read_error:
+            yield "the file was not read to its end"
+        if self._refusal:
+            yield f"{bad + others:,} of {lines:,} lines were not sent: the credentials were refused"
+        elif others:
+            counts = {"bad": bad, "rejected": verdicts[Verdict.REJECTED], "failed": verdicts[Verdict.FAILED]}
+            parts = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+            yield f"{bad + others:,} of {lines:,} lines were not delivered: {parts}"
+        elif bad:
+            yield f"{bad:,} of {lines:,} lines {'cannot be' if self._options.check else 'were not'} sent"
+        elif not verdicts:
+            yield "nothing was sent: there was no operation to send"
+
+    def _good(self) -> str:
+        if self._options.check:
+            return "Every line can be sent; nothing was."
+        if self._sends_nothing:
+            return "Every line was checked; nothing was sent."
+        if self._simulator is None:
+            return "Every line was delivered."
+        return "Every accepted operation arrived exactly once, and each person's in the order of the file."
 
 
 def _read(line: bytes | None) -> Draft:

@@ -32,7 +32,10 @@ async def run(options: Options) -> int:
             await simulator.start()
         except (OSError, UnicodeError) as error:  # UnicodeError: a host that is no name
             reason = getattr(error, "strerror", None) or type(error).__name__
-            print(f"cio-batch: cannot listen on {options.host}:{options.port}: {reason}", file=sys.stderr)
+            print(
+                f"cio-batch: cannot listen on {options.host}:{options.port}: {reason} (--port N takes another)",
+                file=sys.stderr,
+            )
             return 2
         try:
             print(f"Customer.io simulator on {simulator.url} (state: {simulator.url}/simulator/state)")

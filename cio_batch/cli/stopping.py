@@ -1,9 +1,11 @@
-"""Ctrl-C and SIGTERM as an event, so that a command can end in its own way.
+"""Ctrl-C and SIGTERM as events, so that a command can end in its own way.
 
 Rules:
 
-1. The first signal only sets the event; the second one acts as if nobody had ever listened.
-2. Handlers are set by ``signal.signal`` and put back afterwards; a tracker chains to them.
+1. The first signal sets one event (``wait``), the second another one (``wait_again``); from the third on it is as if
+   nobody had ever listened.
+2. Handlers are set by ``signal.signal`` and put back afterwards. A command that uses this owns its signals: its
+   trackers are made with ``handle_sigterm=False``.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ class Stop:
     """Listens for signals between ``__enter__`` and ``__exit__``, in the running loop.
 
     Attributes:
-        signum: The signal that came, 0 for none.
+        signum: The signal that came first, 0 for none.
     """
 
     def __init__(self) -> None:
         self.signum = 0
         self._event = asyncio.Event()
+        self._again = asyncio.Event()
         self._previous: dict[int, Any] = {}
 
     @property
@@ -40,9 +43,18 @@ class Stop:
         """The exit code that says which signal it was."""
         return 128 + self.signum
 
+    @property
+    def cause(self) -> str:
+        """What stopped it, in words: ``"Ctrl-C"`` or the signal's name."""
+        return "Ctrl-C" if self.signum == signal.SIGINT else signal.Signals(self.signum).name
+
     async def wait(self) -> None:
         """Wait until it is time to stop."""
         await self._event.wait()
+
+    async def wait_again(self) -> None:
+        """Wait until somebody insists, by a second signal."""
+        await self._again.wait()
 
     def now(self) -> None:
         """Stop without a signal."""
@@ -61,10 +73,13 @@ class Stop:
         self._put_back()
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
+        event = self._event
+        if self.signum:
+            event = self._again
+            self._put_back()
         self.signum = self.signum or signum
-        self._put_back()
         with contextlib.suppress(RuntimeError):  # the loop is closed already
-            self._loop.call_soon_threadsafe(self._event.set)
+            self._loop.call_soon_threadsafe(event.set)
 
     def _put_back(self) -> None:
         for signum, previous in self._previous.items():

@@ -241,7 +241,7 @@ def _check_object_operation(operation: Operation, action: str) -> list[Problem]:
     problems = _check_object_identifiers(operation.get("identifiers"), "identifiers")
     if "attributes" in operation:
         attributes = operation["attributes"]
-        found = _check_is_object(attributes, "attributes") or _check_attribute_names(attributes, "attributes")
+        found = _check_attributes(attributes, "attributes")
         if not found and len(orjson.dumps(attributes)) > MAX_OBJECT_ATTRIBUTES_BYTES:
             found.append(invalid("attributes", f"must be {MAX_OBJECT_ATTRIBUTES_BYTES} bytes or fewer"))
         problems += found
@@ -298,7 +298,7 @@ def _check_relationships(operation: Operation, action: str, *, to_objects: bool)
             else check_person(identifiers, f"{where}.identifiers", kinds)
         )
         if "relationship_attributes" in other:
-            problems += _check_is_object(other["relationship_attributes"], f"{where}.relationship_attributes")
+            problems += _check_attributes(other["relationship_attributes"], f"{where}.relationship_attributes")
     return problems
 
 

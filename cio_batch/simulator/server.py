@@ -157,7 +157,7 @@ class Simulator:
             message = "the simulator is running already"
             raise RuntimeError(message)
         app = web.Application(client_max_size=MAX_BODY_BYTES)
-        app.router.add_route("*", "/{path:.*}", self._answer)
+        app.router.add_route("*", r"/{path:(?s:.*)}", self._answer)
         # Handlers end with their client, so that a black hole does not outlive whoever fell into it.
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         self._runner = runner

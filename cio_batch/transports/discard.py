@@ -10,14 +10,20 @@ from cio_batch.verdicts import Judgement
 
 
 class DiscardTransport:
-    """Counts every operation as delivered without sending it. A disabled tracker uses it."""
+    """Counts every operation as delivered without sending it. A disabled tracker uses it.
+
+    Args:
+        check: What another wire would refuse at the door, so that development finds it too.
+    """
 
     max_operations: int = 2_000
     max_bytes: int = 499_999
     envelope_bytes: int = 0
     apart: frozenset[str] = frozenset()
     max_apart: int = 1
-    check: Callable[[Operation], None] | None = None
+
+    def __init__(self, check: Callable[[Operation], None] | None = None) -> None:
+        self.check = check
 
     async def send(self, operations: Sequence[Operation], call: Call) -> Judgement:
         """Send nothing."""

@@ -271,12 +271,13 @@ def _join(url: URL, location: str | None) -> URL | None:
         return None
     try:
         target = url.join(URL(location, encoded=True))
-        target.origin()  # raises for a port that is none, or a host that is not ASCII
+        # yarl looks at the parts when they are asked for: a port that is none raises here, as does a host that is not
+        # ASCII. A login in the URL would be another one than ours.
+        usable = target.scheme in ("http", "https") and bool(target.origin().host) and target.port is not None
+        has_login = target.raw_user is not None or target.raw_password is not None
     except ValueError:
         return None
-    if target.scheme not in ("http", "https") or target.raw_user is not None or target.raw_password is not None:
-        return None
-    return target
+    return target if usable and not has_login else None
 
 
 def _environment_proxy(url: URL) -> str | None:
@@ -299,6 +300,8 @@ def _kind(error: BaseException) -> str:
     """Name a fault without quoting it: a text of aiohttp may hold the URL."""
     if isinstance(error, TimeoutError):
         return "timed out"
+    if type(error) is ValueError and "AUTHORIZATION" in str(error):
+        return "aiohttp refuses our credentials: the session in HttpOptions takes a login from ~/.netrc"
     cause = getattr(error, "os_error", None)
     if isinstance(cause, OSError) and cause.strerror:
         return f"{type(error).__name__}: {cause.strerror}"

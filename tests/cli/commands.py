@@ -46,6 +46,18 @@ def numbers(output: str) -> dict[str, str]:
     return {row[1]: row[2] for row in rows}
 
 
+def faults(output: str) -> dict[str, int]:
+    """Read the row of faults, which may go over several lines: kind → how many."""
+    remark = ""
+    for line in output.splitlines():
+        cells = [cell.strip() for cell in line.split("│")]
+        if len(cells) == 5 and (cells[1] == "faults" or (remark and not cells[1])):
+            remark += f" {cells[3]}"
+        elif remark:
+            break
+    return {kind: int(count.replace(",", "")) for kind, count in map(str.split, remark.split("·"))}
+
+
 def write_lines(path: Path, lines: Sequence[object]) -> Path:
     """Write NDJSON; bytes are written as they are."""
     path.write_bytes(b"".join((line if isinstance(line, bytes) else orjson.dumps(line)) + b"\n" for line in lines))

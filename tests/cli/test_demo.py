@@ -8,7 +8,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from .commands import COMMAND, numbers, run, surroundings, wait_until
+from cio_batch.cli.screen import Screen
+from cio_batch.simulator import KINDS
+
+from .commands import COMMAND, faults, numbers, run, surroundings, wait_until
 
 needs_proc = pytest.mark.skipif(
     not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(),
@@ -28,6 +31,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*COMMAND, "demo", *arguments],
         env=surroundings(),
+        start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -44,7 +48,8 @@ def test_every_promise_holds() -> None:
     assert int(table["delivered"].replace(",", "")) + int(table["rejected"]) == 8_000
     assert int(table["rejected"]) > 0
     assert [table[name] for name in ("failed", "lost", "out of order", "person overlaps")] == ["0"] * 4
-    assert all(int(number) > 0 for name, number in table.items() if name.startswith("fault "))
+    assert set(faults(finished.stdout)) == set(KINDS)
+    assert min(faults(finished.stdout).values()) > 0
     assert int(table["retried calls"]) > 0
     assert int(table["duplicates"]) > 0
     assert "Every promise held." in finished.stdout
@@ -54,7 +59,7 @@ def test_every_promise_holds() -> None:
 
 def test_json_and_nothing_else_on_standard_output() -> None:
     """--json is for programs; a single person is the hardest for the order."""
-    finished = run("demo", "--events", "1000", "--people", "1", "--fault-rate", "0.1", "--json")
+    finished = run("demo", "--events", "1000", "--people", "1", "--faults", "0.1", "--json", "-v")
 
     assert finished.returncode == 0, finished.stdout + finished.stderr
     content = orjson.loads(finished.stdout)
@@ -80,12 +85,21 @@ def test_a_broken_promise_is_an_exit_code_of_1() -> None:
 @needs_proc
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_it_can_be_stopped_and_leaves_no_process(signum: signal.Signals) -> None:
-    """Ctrl-C and SIGTERM end it at once, and its child with it."""
+    """Ctrl-C in a terminal, which all its processes get, and SIGTERM end it at once, and its child with it."""
     process = start()
     child = child_of(process)
-    process.send_signal(signum)
+    os.killpg(process.pid, signum)
     out, err = process.communicate(timeout=10)
 
     assert process.returncode == 128 + signum, out + err
     assert "Traceback" not in err
     assert not Path(f"/proc/{child}").exists()
+    assert f"stopped by {'Ctrl-C' if signum == signal.SIGINT else 'SIGTERM'}: " in err
+    assert "of 100,000 events had arrived; no process is left" in err
+
+
+def test_a_bar_does_not_exceed_its_total() -> None:
+    """What is counted twice, refused and then arrived, does not make more than all."""
+    with Screen().bar("shipping", 100) as bar:
+        bar.show(103, "")
+        assert bar.completed == 100

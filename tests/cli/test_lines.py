@@ -92,6 +92,16 @@ def test_lines_do_not_depend_on_the_blocks() -> None:
         assert list(split(blocks)) == expected
 
 
+def test_every_byte_and_every_line_is_counted() -> None:
+    """Blank lines have their own count, and the bytes of the lines that came out are those of the file."""
+    lines = Lines()
+    content = b"one\r\n\n  \ntwo\nthree"
+    list(lines.split(content))
+    assert (lines.number, lines.blank, lines.ended_bytes) == (4, 2, len(content) - len("three"))
+    list(lines.end())
+    assert (lines.number, lines.blank, lines.ended_bytes) == (5, 2, len(content))
+
+
 def test_a_line_without_end_is_bounded() -> None:
     """A line that is too long comes out as None, at its number, and the next one is whole again."""
     blocks = [b"one\n", *[b"x" * 300_000] * 5, b"x\nthree\n", b"y" * (MAX_LINE_BYTES + 1)]

@@ -32,6 +32,21 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: cio-batch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("demo", ["at least 1,000", "--faults"]),
+        ("send", ["may be sent twice", "an id (a ULID)", "--check"]),
+        ("simulate", ["8765 by default"]),
+    ],
+)
+def test_help_says_what_matters(command: str, said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Bounds, defaults, and what makes a second sending harmless."""
+    main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert [part for part in said if part not in text] == []
+
+
 def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a command the help goes to standard error."""
     assert main([]) == 2
@@ -43,22 +58,26 @@ def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None
     [
         (["send"], "FILE"),
         (["nonsense"], "invalid choice"),
-        (["demo", "--events", "10"], "--events must be at least 1000"),
+        (["demo", "--events", "10"], "--events: must be at least 1,000"),
+        (["demo", "--events", "0"], "--events: must be at least 1,000"),
         (["demo", "--people", "0"], "must be at least 1"),
         (["demo", "--events", "many"], "invalid whole number"),
         (["demo", "--fault-rate", "1.5"], "between 0 and 1"),
         (["send", "file", "--faults", "nan"], "between 0 and 1"),
         (["send", "file", "--faults", "0.1"], "--faults needs --simulate"),
         (["send", "file", "--simulate", "--dotenv"], "--dotenv"),
-        (["simulate"], "--port"),
+        (["demo", "--faults", "2"], "between 0 and 1"),
+        (["send", "file", "--check", "--simulate"], "--check sends nothing"),
         (["simulate", "--port", "70000"], "between 0 and 65535"),
         (["simulate", "--port", "0", "--latency", "-1"], "at least 0"),
     ],
 )
 def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong argument is named, and the exit code is 2."""
+    """A wrong argument is named after the usage of its command, and the exit code is 2."""
     assert main(arguments) == 2
-    assert said in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("usage: cio-batch")
 
 
 @pytest.mark.parametrize("arguments", [["demo"], ["send", "-", "--simulate"], ["simulate", "--port", "0"]])
@@ -71,3 +90,25 @@ def test_without_rich_it_says_what_to_install(arguments: list[str]) -> None:
 
     assert finished.returncode == 2
     assert finished.stderr == "cio-batch: the command line needs rich: pip install 'cio-batch[cli]'\n"
+
+
+@pytest.mark.parametrize("module", ["rich", "cio_batch.cli.send", "cio_batch.tracker"])
+def test_an_early_ctrl_c_is_no_traceback(module: str) -> None:
+    """While the command is still being imported it ends with 130, and silently."""
+    program = f"""
+import signal, sys
+from cio_batch.cli import main
+for name in [name for name in sys.modules if name.startswith("rich") or name == {module!r}]:
+    del sys.modules[name]
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.exit(main(["send", "-", "--simulate"]))
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, env=surroundings(), text=True, input=""
+    )
+
+    assert (finished.returncode, finished.stderr) == (130, "")

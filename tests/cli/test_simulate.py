@@ -2,12 +2,13 @@
 
 import signal
 import socket
+import subprocess
 
 import pytest
 
 from cio_batch import CioBatchTracker, Settings
 
-from .commands import run
+from .commands import COMMAND, run, surroundings
 from .conftest import Service
 
 
@@ -39,6 +40,24 @@ async def test_it_has_faults_where_wanted(service: Service) -> None:
         await tracker.enqueue("42", "viewed")
 
     assert sum(service.get("state")["faults"].values()) > 0
+
+
+def test_the_port_has_a_default() -> None:
+    """Without --port it is the port of the documentation, in use or not."""
+    process = subprocess.Popen(
+        [*COMMAND, "simulate"], env=surroundings(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    try:
+        assert "127.0.0.1:8765" in process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_prints_the_three_variables(service: Service) -> None:
+    """What the examples' docstrings promise."""
+    assert set(service.environment) == {"CUSTOMERIO_SITE_ID", "CUSTOMERIO_TRACK_API_KEY", "CUSTOMERIO_TRACK_URL"}
 
 
 def test_a_port_in_use_is_named() -> None:
