@@ -1,6 +1,6 @@
 """Send a few events; leaving ``async with`` delivers what is still queued.
 
-Run it against a local Customer.io: ``cio-batch simulate`` prints three ``export`` lines and serves until Ctrl-C. In
+Run it against a local Customer.io: ``cio-batch simulate`` prints ``export`` lines and serves until Ctrl-C. In
 another shell, paste the lines and run ``python examples/quickstart.py``. With real credentials it sends real events.
 """
 
