@@ -322,7 +322,8 @@ def test_a_second_signal_ends_it_at_once(signum: signal.Signals, tmp_path: Path)
     process = start_toward_nobody(file)
     assert process.stderr is not None
     process.send_signal(signum)
-    assert process.stderr.readline().startswith("stopping")
+    while not process.stderr.readline().startswith("stopping"):  # on a slow machine, after a warning of the outage
+        assert process.poll() is None
     began = time.monotonic()
     process.send_signal(signum)
     out, err = process.communicate(timeout=10)
