@@ -16,13 +16,13 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar, cast
 
 from cio_batch.clients import CioAppClient, TypedCioClient
 from cio_batch.errors import ConfigurationError
-from cio_batch.settings import Settings
+from cio_batch.settings import Need, Settings
 from cio_batch.tracker import CioBatchTracker
 
 T = TypeVar("T")
@@ -150,7 +150,9 @@ class CioClientFactory:
             with cls._lock:
                 found = cls._made.get(kind)
                 if found is None or (isinstance(found, CioBatchTracker) and found.is_closed):
-                    settings = cls._settings or cls._configured or Settings.from_env(cls._dotenv)
+                    settings = cls._settings or cls._configured
+                    if settings is None:
+                        settings = Settings.from_env(cls._dotenv, needs=_NEEDS.get(kind, ()))
                     make = cls._makers.get(kind, kind)
                     found = cls._made[kind] = make(settings)
                     cls._settings = settings
@@ -164,6 +166,12 @@ class CioClientFactory:
         cls._made = {}
 
 
+# The first getter names what is malformed and what it misses in one error; a later one has the settings already.
+_NEEDS: Final[Mapping[type, tuple[Need, ...]]] = {
+    TypedCioClient: ("track",),
+    CioAppClient: ("app",),
+    CioBatchTracker: ("track",),
+}
 _OPEN_TRACKER: Final = (
     "a CioBatchTracker was let go while it was open: `await CioClientFactory.aclose()` before reset()"
 )

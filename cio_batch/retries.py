@@ -27,6 +27,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, Ty
 import attrs
 import backoff
 
+from cio_batch.errors import whereabouts
 from cio_batch.settings import RetryOptions
 
 _logger = logging.getLogger(__name__)
@@ -253,7 +254,7 @@ def _repeating(
         try:
             on_retry(RetryAttempt(details["tries"], details["wait"], details["exception"]))
         except Exception as error:  # noqa: BLE001 - a hook must not decide what becomes of the call
-            _logger.error("on_retry raised %s", type(error).__name__)
+            _logger.error("on_retry raised %s", whereabouts(error))
 
     decorate = backoff.on_exception(
         wait_gen,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 Region = Literal["us", "eu"]
-Need = Literal["track"]
+Need = Literal["track", "app"]
 
 TRACK_HOSTS: Final[Mapping[str, str]] = {
     "us": "https://track.customer.io",
@@ -46,7 +46,10 @@ _VARIABLES: Final[Mapping[str, str]] = {
     "app_url": "CUSTOMERIO_APP_URL",
     "disabled": "CUSTOMERIO_DISABLED",
 }
-_NEEDED: Final[Mapping[str, tuple[str, ...]]] = {"track": ("site_id", "track_api_key")}
+_NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
+    "track": ("site_id", "track_api_key"),
+    "app": ("app_api_key",),
+}
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"", "0", "false", "no", "off"})
 _REMEDY: Final = "set these in your environment or .env file"
@@ -241,7 +244,7 @@ class Settings:
                 environment, or the path of one. Needs the extra ``cio-batch[dotenv]``.
             http: HTTP options; these have no variables.
             environ: A mapping to read instead of ``os.environ``.
-            needs: ``"track"`` to demand the Track API's credentials at once (unless sending is disabled).
+            needs: ``"track"`` or ``"app"`` to demand the credentials of that API at once (unless sending is disabled).
 
         Raises:
             ConfigurationError: Names every variable that is malformed, or needed and missing, at once.
@@ -287,7 +290,7 @@ class Settings:
                     return site_id, key
                 case _:
                     _raise_for_credentials("track_credentials", "(site_id, track_api_key)")
-        self._demand("site_id", "track_api_key")
+        self._demand("track")
         return str(self.site_id), str(self.track_api_key)
 
     def require_app(self) -> str:
@@ -302,11 +305,11 @@ class Settings:
             if not _well_formed_key(key):
                 _raise_for_credentials("app_credentials", "the App API key")
             return str(key)
-        self._demand("app_api_key")
+        self._demand("app")
         return str(self.app_api_key)
 
-    def _demand(self, *names: str) -> None:
-        _raise_for([(_VARIABLES[name], "is missing") for name in names if not getattr(self, name)])
+    def _demand(self, need: Need) -> None:
+        _raise_for([(_VARIABLES[name], "is missing") for name in _NEEDED[need] if not getattr(self, name)])
 
 
 def _holds_certificates(path: Path) -> bool:

@@ -177,6 +177,15 @@ def test_a_malformed_variable_is_named_by_every_getter(monkeypatch: pytest.Monke
         assert caught.value.variables == ("CUSTOMERIO_REGION",)
 
 
+def test_what_is_malformed_and_what_is_missing_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody repairs one variable after the other."""
+    monkeypatch.setenv("CUSTOMERIO_REGION", "mars")
+    for get, missing in zip(GETTERS, (TRACK, APP, TRACK), strict=True):
+        with pytest.raises(ConfigurationError) as caught:
+            get()
+        assert set(caught.value.variables) == {"CUSTOMERIO_REGION", *missing}
+
+
 def test_disabled_clients_need_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``CUSTOMERIO_DISABLED=1`` a program starts without any."""
     monkeypatch.setenv("CUSTOMERIO_DISABLED", "1")

@@ -106,7 +106,7 @@ class CioAppClient(DirectClient):
         rates: AppRateLimits = AppRateLimits(),  # noqa: B008 - frozen
         concurrency: int = CONCURRENCY,
     ) -> None:
-        chosen = Settings.from_env() if settings is None else settings
+        chosen = Settings.from_env(needs=("app",)) if settings is None else settings
         super().__init__(None if chosen.disabled else _open_app_client(chosen), retry, concurrency)
         self._gates = PerLoop(lambda: _make_gates(rates))
 

@@ -98,7 +98,7 @@ class TypedCioClient(DirectClient, Generic[E, A]):
         last_seen_at: bool = True,
         concurrency: int = CONCURRENCY,
     ) -> None:
-        chosen = Settings.from_env() if settings is None else settings
+        chosen = Settings.from_env(needs=("track",)) if settings is None else settings
         super().__init__(None if chosen.disabled else open_track_client(chosen), retry, concurrency)
         self._adds_tracked_at = tracked_at
         self._sets_last_seen_at = last_seen_at

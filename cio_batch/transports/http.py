@@ -35,7 +35,7 @@ import aiohttp
 from yarl import URL
 
 from cio_batch._version import __version__
-from cio_batch.errors import ConfigurationError
+from cio_batch.errors import ConfigurationError, whereabouts
 from cio_batch.settings import HttpOptions
 from cio_batch.verdicts import Answer
 
@@ -137,7 +137,7 @@ class HttpClient:
                 try:
                     self._authorization = self._renew()
                 except Exception as error:  # noqa: BLE001 - the user's function; the 401 stands
-                    _logger.error("asking for fresh credentials raised %s", type(error).__name__)
+                    _logger.error("asking for fresh credentials raised %s", whereabouts(error))
                 self._renewals += 1
             return self._authorization
 
