@@ -105,6 +105,12 @@ class Backlog:
 
     def __iter__(self) -> Iterator[Operation]:
         """Every operation once; those of one person in order."""
+        if self._repeats:
+            return self._merged()
+        return itertools.chain(itertools.chain.from_iterable(self._lanes.values()), self._fresh)
+
+    def _merged(self) -> Iterator[Operation]:
+        """The same where operations stand in several lanes."""
         lanes = {key: deque(lane) for key, lane in self._lanes.items()}
         to_try = deque(lanes)
         while to_try:
@@ -222,10 +228,6 @@ class Backlog:
             self._due_fresh = max(0, self._due_fresh - 1)
             return operation
         return None
-
-    def snapshot(self) -> list[Operation]:
-        """Every operation, fast and in no particular order; one that names several may stand in it more than once."""
-        return [*itertools.chain.from_iterable(self._lanes.values()), *self._fresh]
 
     # ------------------------------------------------------------------------------------------------- inside
 

@@ -396,6 +396,8 @@ class Delivery:
 
     def _watch_outage(self, judgement: Judgement) -> None:
         """Say once that nothing gets through, and once that it does again."""
+        if judgement.next is Next.PAUSE:
+            return  # has a word of its own
         if judgement.next is not Next.RETRY:
             if self._failures >= _OUTAGE_AFTER:
                 _logger.warning("calls get through again after %d that failed", self._failures)

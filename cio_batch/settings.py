@@ -345,7 +345,7 @@ def _faults(values: Mapping[str, Any], label: Callable[[str], str]) -> list[tupl
     for name in ("site_id", "track_api_key", "app_api_key"):
         value = values.get(name)
         if value is not None and not _well_formed_key(value):
-            faults.append((label(name), "must be printable text without spaces around it"))
+            faults.append((label(name), "must be printable text that is not empty"))
     if "region" in values and values["region"] not in TRACK_HOSTS:
         faults.append((label("region"), "must be 'us' or 'eu'"))
     for name in ("track_url", "app_url"):
@@ -360,7 +360,7 @@ def _faults(values: Mapping[str, Any], label: Callable[[str], str]) -> list[tupl
 
 
 def _well_formed_key(value: object) -> bool:
-    return isinstance(value, str) and bool(value) and value.isprintable() and value == value.strip()
+    return isinstance(value, str) and bool(value) and value.isprintable() and not value.isspace()
 
 
 def _has_host(url: object) -> bool:

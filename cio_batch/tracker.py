@@ -610,7 +610,7 @@ class CioBatchTracker(Generic[E]):
             return Report()
         watch = self._watches[-1] if self._watches else None
         if watch is None or watch.accepted != self._queue.accepted or watch.verdicts:
-            held = (self._delivery.undecided(), self._delivery.backlog.snapshot(), self._queue.queued())
+            held = (self._delivery.undecided(), self._delivery.backlog, self._queue.queued())
             waiting = set(map(id, itertools.chain.from_iterable(held)))
             watch = _FlushWatch(self._queue.accepted, waiting, asyncio.Event())
             self._watches.append(watch)

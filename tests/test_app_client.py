@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import attrs
 import orjson
 import pytest
@@ -433,9 +434,19 @@ async def test_a_connection_that_was_never_made_is_tried_again(unused_tcp_port: 
     """Nothing can have arrived; once the service is there, the message goes out, once."""
     simulator = Simulator(port=unused_tcp_port)
     patient = RetryOptions(max_retries=50, base_delay=0.02, max_delay=0.02, jitter=0.0)
-    async with client_at(f"http://127.0.0.1:{unused_tcp_port}", retry=patient) as client:
+    refused = asyncio.Event()
+
+    async def note(*_: object) -> None:
+        refused.set()
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_exception.append(note)
+    async with (
+        aiohttp.ClientSession(trace_configs=[trace]) as session,
+        client_at(f"http://127.0.0.1:{unused_tcp_port}", HttpOptions(session=session), retry=patient) as client,
+    ):
         sending = asyncio.create_task(client.send_email(email()))
-        await asyncio.sleep(0.1)
+        await refused.wait()
         async with simulator:
             await sending
             assert simulator.workspace.message_count == 1

@@ -331,7 +331,7 @@ async def test_a_transport_that_does_not_close_holds_up_nobody(fault: str, start
         await tracker.enqueue("u", "e")
     begun = time.monotonic()
     assert await tracker.close(timeout=0.3) == Report(delivered=int(started))
-    assert time.monotonic() - begun < 0.7
+    assert time.monotonic() - begun < 0.3 + 0.3
     assert transport.closes == 1
 
 
@@ -386,7 +386,7 @@ async def test_thousands_who_share_an_object_are_given_up_in_time() -> None:
         await tracker.add_relationships(f"u-{n}", [shared])
     begun = time.monotonic()
     report = await tracker.close(timeout=0.5)
-    assert time.monotonic() - begun < 2.5
+    assert time.monotonic() - begun < 0.5 + 0.3
     assert report.left == 12_000
     assert_conserved(tracker)
 
@@ -532,3 +532,17 @@ def test_handle_sigterm_false_leaves_the_signal_alone() -> None:
 
     asyncio.run(main(False))
     asyncio.run(main(True))
+
+
+async def test_a_refusal_of_the_credentials_is_not_the_end_of_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    """After failing calls a 401 is said in its own words, and not as calls that get through."""
+    async with Simulator() as sim:
+        sim.faults.order("server_error", times=4)
+        sim.faults.order("unauthorized")
+        retry_soon = RetryOptions(max_retries=50, base_delay=0.01, max_delay=0.02)
+        async with CioBatchTracker(settings_for(sim), retry=retry_soon) as tracker:
+            await tracker.enqueue("u", "e")
+            assert (await tracker.flush(timeout=10)).delivered == 1
+    said = [record.getMessage() for record in caplog.records if record.name == "cio_batch.delivery"]
+    kinds = ["in a row", "refuses the credentials", "get through again", "takes calls again"]
+    assert [kind for message in said for kind in kinds if kind in message] == kinds

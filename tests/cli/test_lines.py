@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ async def test_a_silent_pipe_does_not_hold_up_the_end() -> None:
                 assert [block async for block in read_blocks(reading, stop)] == [b"one\n"]
     finally:
         os.close(writing)
-        await asyncio.sleep(0.05)  # lets the reading thread see the end
+        while any(thread.name == "cio-batch read" for thread in threading.enumerate()):
+            await asyncio.sleep(0.002)  # until the reading thread has seen the end
         os.close(reading)
 
 
