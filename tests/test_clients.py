@@ -774,7 +774,7 @@ async def test_a_401_stands_where_nothing_better_is_known(
     assert "s3cr3t" not in caplog.text
 
 
-@pytest.mark.parametrize("pair", [("site", ""), ("site", " key"), ("site",), "key", None, ("site", 7)])
+@pytest.mark.parametrize("pair", [("site", ""), ("site", "ke\ny"), ("site",), "key", None, ("site", 7)])
 def test_credentials_that_are_none_are_refused_at_once(pair: Any) -> None:
     """The error names the setting and shows nothing."""
     with pytest.raises(ConfigurationError, match="track_credentials must return") as caught:
