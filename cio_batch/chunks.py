@@ -249,7 +249,7 @@ class Backlog:
                 continue
             while lane:
                 operation = lane[0]
-                body, whom, kind = operation
+                body, whom, kind, _ = operation
                 size = len(body) + SEPARATOR_BYTES
                 if kind in special or alone or isinstance(whom, tuple):
                     among = _keys(operation)
@@ -315,7 +315,7 @@ class Backlog:
         while fresh and (held < _MAX_HELD or not operations):
             operation = fresh.popleft()
             gone += 1
-            body, key, kind = operation
+            body, key, kind, _ = operation
             size = len(body) + SEPARATOR_BYTES
             if kind in special or alone or isinstance(key, tuple):
                 among = _keys(operation)

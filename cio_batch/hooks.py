@@ -97,7 +97,7 @@ class SettledHook:
             SettledOperation(
                 verdict, kind, body, rejection.reason, rejection.field, rejection.message, rejection.status, attempts
             )
-            for (body, _, kind), rejection in zip(operations, why, strict=True)
+            for (body, _, kind, _), rejection in zip(operations, why, strict=True)
         )
         try:
             result = self._hook(SettledChunk(settled))

@@ -53,10 +53,11 @@ Key: TypeAlias = str | bytes
 """What order is kept by: a person's id as given (``str``), or the JSON of any other identifier (``bytes``); the two
 types keep an id from being taken for an email."""
 
-Operation: TypeAlias = tuple[bytes, Key | tuple[Key, ...], str]
-"""``(body, key, kind)``: the final JSON bytes; whom it is about (a tuple where it names several); and
-``"type.action"``, for example ``"person.event"``. A plain tuple of atoms, because one exists for every pending event:
-it costs 26 ns and 64 bytes, and the garbage collector stops looking at it."""
+Operation: TypeAlias = tuple[bytes, Key | tuple[Key, ...], str, int]
+"""``(body, key, kind, number)``: the final JSON bytes; whom it is about (a tuple where it names several);
+``"type.action"``, for example ``"person.event"``; and its number in a spool, 0 where there is none. A plain tuple of
+atoms, because one exists for every pending event: it costs 26 ns and 72 bytes, and the garbage collector stops looking
+at it."""
 
 DeliveryMetric = Literal["opened", "converted", "delivered"]
 Platform = Literal["ios", "android"]
@@ -515,7 +516,7 @@ def encode_event(
         body = b"".join((head, person, named, digits, b',"id":"', ulid, b'","attributes":', attributes, b"}"))
     if len(body) > MAX_OPERATION_BYTES:
         raise _too_large(body)
-    return body, key, "person.event"
+    return body, key, "person.event", 0
 
 
 def encode(draft: Draft, *, now: float, new_id: Callable[[], str]) -> Operation:
@@ -541,7 +542,7 @@ def encode(draft: Draft, *, now: float, new_id: Callable[[], str]) -> Operation:
     if len(body) > MAX_OPERATION_BYTES:
         raise _too_large(body)
     unique = tuple(dict.fromkeys(keys))
-    return body, unique[0] if len(unique) == 1 else unique, draft.kind
+    return body, unique[0] if len(unique) == 1 else unique, draft.kind, 0
 
 
 _Wire: TypeAlias = dict[str, Any]

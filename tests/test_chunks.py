@@ -18,7 +18,7 @@ ENVELOPE_BYTES = len(b'{"batch":[]}')
 
 def operation(key: Key | tuple[Key, ...], kind: str = "person.event", size: int = 4) -> Operation:
     """A new tuple each time, so that equal operations are told apart by identity."""
-    return (b"x" * size, key, kind)
+    return (b"x" * size, key, kind, 0)
 
 
 def keys_of(item: Operation) -> tuple[Key, ...]:
@@ -461,7 +461,7 @@ def looks_per_operation(
     """Deliver everything with ``concurrency`` chunks out, and return how often an operation was looked into."""
     waiting = backlog(max_operations=max_operations, max_bytes=max_bytes)
     body = b"x" * size
-    waiting.add([CountedOperation((body, key, "person.event")) for key in keys], size * len(keys))
+    waiting.add([CountedOperation((body, key, "person.event", 0)) for key in keys], size * len(keys))
     out: list[Chunk] = []
     delivered = 0
     CountedOperation.looks = 0

@@ -225,7 +225,7 @@ SAID: list[tuple[Draft, bytes, object, str]] = [
 @pytest.mark.parametrize(("draft", "body", "key", "kind"), SAID, ids=[f"{n}-{case[3]}" for n, case in enumerate(SAID)])
 def test_each_constructor_gives_exact_bytes(draft: Draft, body: bytes, key: object, kind: str) -> None:
     """What a constructor says stands on the wire byte by byte, with everyone it names in its key."""
-    assert said(draft) == (body, key, kind)
+    assert said(draft) == (body, key, kind, 0)
     json.loads(body)
 
 
@@ -345,7 +345,7 @@ HOSTILE = ['"', "\\", "\x00", "a\x1f", "\x7f", "a\u2028", "é", "😀", "</scrip
 def test_hostile_text_is_escaped_like_everywhere(text: str) -> None:
     """Quotes, control characters and the like come back as they went in, in id, name, key and value."""
     name = text[:24]
-    body, key, _ = encode_event(text, name, {text: text}, None, None, now=NOW, new_id=lambda: ULID)
+    body, key, _, _ = encode_event(text, name, {text: text}, None, None, now=NOW, new_id=lambda: ULID)
     assert key == text
     assert body == said(ops.event(text, name, {text: text}))[0]
     parsed = json.loads(body)

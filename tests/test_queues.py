@@ -15,7 +15,7 @@ MANY = 10**9
 
 
 def operation(size: int = 10, key: str = "u") -> Operation:
-    return (b"x" * size, key, "person.event")
+    return (b"x" * size, key, "person.event", 0)
 
 
 class Queue(OperationQueue):

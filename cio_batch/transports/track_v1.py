@@ -92,7 +92,7 @@ async def send_in_order(client: HttpClient, operations: Sequence[Operation], cal
 
 def refuse_unsayable(operation: Operation) -> None:
     """Raise ``InvalidOperationError`` for what Track v1 cannot say."""
-    body, key, kind = operation
+    body, key, kind, _ = operation
     if kind.startswith("object."):
         raise InvalidOperationError("kind", f"{kind} cannot be said on Track v1; use TrackV2Transport")
     if type(key) is bytes and key.startswith(b'{"phone":'):

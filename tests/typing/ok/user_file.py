@@ -179,12 +179,13 @@ def about_objects() -> list[Draft]:
 def fits(draft: Draft) -> bool:
     """Ask whether an operation could be sent, and how large it is, without a tracker."""
     try:
-        body, key, kind = operations.encode(draft, now=0.0, new_id=lambda: ULID)
+        body, key, kind, number = operations.encode(draft, now=0.0, new_id=lambda: ULID)
     except InvalidOperationError as error:
         log.info("%s %s (%s, %s)", error.field, error.reason, error.limit, error.actual)
         return False
     assert_type(body, bytes)
     named: operations.Key = key[0] if isinstance(key, tuple) else key
+    assert_type(number, int)
     log.info("%s: %d of %d bytes, key %r", kind, len(body), operations.MAX_OPERATION_BYTES, type(named))
     return kind not in operations.FINAL_KINDS | operations.ANONYMOUS_KINDS
 
