@@ -545,6 +545,35 @@ def encode(draft: Draft, *, now: float, new_id: Callable[[], str]) -> Operation:
     return body, unique[0] if len(unique) == 1 else unique, draft.kind, 0
 
 
+def decode(body: bytes, number: int = 0) -> Operation:
+    """Read an operation back from its final bytes: what :func:`encode` gave is given again.
+
+    Args:
+        body: The bytes, as they stand in a spool or a dead letter.
+        number: Its number in the spool.
+
+    Raises:
+        InvalidOperationError: They are not an operation. Limits are not checked a second time.
+    """
+    if len(body) > MAX_OPERATION_BYTES:
+        raise _too_large(body)
+    try:
+        wire = orjson.loads(body)
+        kind = f"{wire['type']}.{wire['action']}"
+        if kind == "person.merge":
+            named = [wire["primary"], wire["secondary"]]
+        else:
+            named = [wire["identifiers"], *(each["identifiers"] for each in wire.get("cio_relationships", ()))]
+        keys = tuple(dict.fromkeys(_key_read(identifiers) for identifiers in named))
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise InvalidOperationError("operation", "must be the JSON of an operation of Track v2") from None
+    if kind not in _WRITERS:
+        raise InvalidOperationError("operation", "is of a kind that this version does not know")
+    if kind == "delivery.event":
+        return body, b"delivery" + _dumps("delivery_id", named[0]), kind, number
+    return body, keys[0] if len(keys) == 1 else keys, kind, number
+
+
 _Wire: TypeAlias = dict[str, Any]
 _Writer: TypeAlias = Callable[[Draft, float, Callable[[], str]], tuple[_Wire, list[Key]]]
 
@@ -777,6 +806,16 @@ def _key(identifiers: dict[str, str], encoded: bytes | None = None) -> Key:
     if "id" in identifiers:
         return identifiers["id"]
     return encoded if encoded is not None else _dumps("identifiers", identifiers)
+
+
+def _key_read(identifiers: object) -> Key:
+    """The key of identifiers that were read, each of which must be text."""
+    if not isinstance(identifiers, dict) or not identifiers:
+        raise TypeError
+    read = cast("dict[str, Any]", identifiers)
+    if not all(isinstance(value, str) for value in read.values()):
+        raise TypeError
+    return _key(read)
 
 
 def _encode_name(name: object) -> bytes:
