@@ -17,10 +17,12 @@ The rooms of this house; each imports only what stands above it.
     chunks.py        a backlog that forms chunks: size, order per person                           (pure)
     verdicts.py      what an answer means for each operation, and what to do next                  (pure)
     stats.py         counters, frozen pictures                                                     (pure)
+    dead_letters.py  what was refused or given up, as it is kept                                   (pure)
     retries.py       waits between attempts; with_retry(); the only place that knows backoff
     hooks.py         on_settled, before_enqueue
     transports/      the only aiohttp: http.py, track_v2.py, track_v1.py
     clients/         TypedCioClient, CioAppClient: direct calls, awaited one by one
+    spools/          durable queues beneath a tracker: SqliteSpool
     delivery.py      one chunk's way: semaphore, rate limit, retries, splits
     queues.py        the bounded asyncio.Queue, made for bulk
     signals.py       SIGTERM, chained

@@ -7,6 +7,8 @@
     ├── QueueFullError          (RuntimeError)  slow down, or call again later; nothing was queued
     ├── TrackerClosedError      (RuntimeError)  too late; nothing was queued
     ├── WrongLoopError          (RuntimeError)  call from the loop (or start in the loop) that owns the tracker
+    ├── SpoolError              (RuntimeError)  mend the disk, or the file; nothing was queued
+    │   └── SpoolLockedError                    another process (or tracker) owns the file
     └── DeliveryError                           a direct call did not succeed
         ├── ApiError                            the service answered, and the answer was no
         ├── UnreachableError                    no usable answer came; the call may be made again
@@ -109,6 +111,24 @@ class TrackerClosedError(CioBatchError, RuntimeError):
 
 class WrongLoopError(CioBatchError, RuntimeError):
     """The tracker belongs to an event loop that is still running elsewhere, or to none yet."""
+
+
+class SpoolError(CioBatchError, RuntimeError):
+    """The spool, or a file of dead letters, cannot be read or written."""
+
+    retryable: bool = True
+
+
+class SpoolLockedError(SpoolError):
+    """The spool belongs to somebody else as long as that process lives.
+
+    Attributes:
+        pid: The process that owns it, ``None`` when it did not say.
+    """
+
+    def __init__(self, message: str, *, pid: int | None) -> None:
+        super().__init__(message)
+        self.pid = pid
 
 
 class DeliveryError(CioBatchError):

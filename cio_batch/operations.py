@@ -545,6 +545,15 @@ def encode(draft: Draft, *, now: float, new_id: Callable[[], str]) -> Operation:
     return body, unique[0] if len(unique) == 1 else unique, draft.kind, 0
 
 
+def key_of(person: PersonId) -> Key:
+    """The key by which a person's operations are kept in order.
+
+    Raises:
+        InvalidOperationError: That is no identifier.
+    """
+    return _key(_person_identifiers("person", person))
+
+
 def decode(body: bytes, number: int = 0) -> Operation:
     """Read an operation back from its final bytes: what :func:`encode` gave is given again.
 

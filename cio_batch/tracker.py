@@ -498,6 +498,17 @@ class CioBatchTracker(Generic[E]):
         if encoded is not None:
             await self._admit(encoded)
 
+    async def resend(self, body: bytes) -> None:
+        """Queue an operation that was encoded before, as a dead letter holds it: the same bytes, id and timestamp.
+
+        Raises:
+            InvalidOperationError, QueueFullError, TrackerClosedError, WrongLoopError: As for :meth:`enqueue`.
+        """
+        operation = ops.decode(body)
+        if self._check is not None:
+            self._check(operation)
+        await self._admit(operation)
+
     async def page(
         self,
         user_id: PersonId,

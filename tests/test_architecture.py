@@ -24,6 +24,7 @@ PURE = [
     "chunks",
     "verdicts",
     "stats",
+    "dead_letters",
 ]
 IMPURE = {"asyncio", "aiohttp", "backoff", "logging", "time", "random"}
 
