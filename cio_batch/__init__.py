@@ -25,6 +25,7 @@ The rooms of this house; each imports only what stands above it.
     spools/          durable queues beneath a tracker: SqliteSpool
     delivery.py      one chunk's way: semaphore, rate limit, retries, splits
     queues.py        the bounded asyncio.Queue, made for bulk
+    spooling.py      the way through a spool: from the door to the disk, and from there into the queue
     signals.py       SIGTERM, chained
     tracker.py       CioBatchTracker: the queue, the flush task, the lifecycle
     factory.py       CioClientFactory: one client of each kind per process
