@@ -83,6 +83,9 @@ class _Tasks:
         self._name = name
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     def run(self, hook: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(hook)
         self._tasks.add(task)
