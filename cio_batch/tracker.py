@@ -813,6 +813,23 @@ class CioBatchTracker(Generic[E]):
                 self._spool.forget_parent()
             self._begin_empty()
 
+    def update_credentials(self, site_id: str, track_api_key: str) -> None:
+        """Use other credentials from now on, and end a pause because of the old ones; what is held is sent with these.
+
+        They take the place of ``Settings.track_credentials``, too. Call it in the tracker's loop.
+
+        Raises:
+            ConfigurationError: They are malformed, or the transport has none. The old ones stay.
+        """
+        Settings(site_id=site_id, track_api_key=track_api_key).require_track()
+        update: Callable[[str, str], None] | None = getattr(self._transport, "update_credentials", None)
+        if update is None:
+            msg = f"{type(self._transport).__name__} has no update_credentials(): change its credentials there"
+            raise ConfigurationError(msg, ("transport",))
+        update(site_id, track_api_key)
+        if self._loop is not None and not self._loop.is_closed():
+            self._delivery.resume()
+
     @property
     def is_open(self) -> bool:
         """Whether it has begun, so that ``close()`` is due."""

@@ -68,6 +68,10 @@ class Transport(Protocol):
         """
         ...
 
+    def update_credentials(self, site_id: str, track_api_key: str) -> None:
+        """Use other credentials from now on."""
+        ...
+
     async def close(self) -> None:
         """Close what is open. Idempotent; a later ``send`` opens it again."""
         ...

@@ -55,6 +55,10 @@ class TrackV2Transport:
         answer = await self._client.request("POST", "/api/v2/batch", body, attempt=call.attempt)
         return judge_batch(answer, len(operations), time.time())
 
+    def update_credentials(self, site_id: str, track_api_key: str) -> None:
+        """Use other credentials from now on, instead of those in the settings or of their function."""
+        self._client.authorize(basic_credentials(site_id, track_api_key))
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
