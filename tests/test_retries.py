@@ -9,8 +9,10 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import aiohttp
 import attrs
 import pytest
+import requests  # comes with the official client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +28,8 @@ from cio_batch import (
 )
 from cio_batch.retries import delay, is_worth_retrying, waits
 from cio_batch.settings import QUEUE_RETRY, RetryOptions
+
+from .scripted import Say, Scripted
 
 QUICK = RetryOptions(max_retries=3, base_delay=0.001, max_delay=0.001, jitter=0.0)
 
@@ -136,6 +140,9 @@ def api_error(status: int, *, retry_after: float | None = None, retryable: bool 
         (StatusError(status_code=404), False),
         (StatusError(status_code=503), True),
         (StatusError(status="404", status_code=404), False),
+        (StatusError(response=StatusError(status_code=404)), False),
+        (StatusError(response=StatusError(status=429)), True),
+        (StatusError(response=None), True),
         (StatusError(retryable=False), False),
         (StatusError(retryable=False, status=503), False),
         (StatusError(retryable=True, status=404), True),
@@ -239,6 +246,36 @@ async def test_a_retry_after_is_waited_for() -> None:
     assert await with_retry(call, QUICK) == "done"
     assert loop.time() - began >= 0.05
     assert len(calls) == 2
+
+
+async def get_by_aiohttp(url: str) -> object:
+    async with aiohttp.ClientSession(raise_for_status=True) as session, session.get(url) as response:
+        return response.status
+
+
+async def get_by_requests(url: str) -> object:
+    """Raise what httpx raises, too: an error whose ``response`` has status and headers."""
+
+    def get() -> int:
+        response = requests.get(url, timeout=10)
+        response.raise_for_status()
+        return response.status_code
+
+    return await asyncio.to_thread(get)
+
+
+@pytest.mark.parametrize("get", [get_by_aiohttp, get_by_requests])
+async def test_errors_of_http_libraries_are_read(get: Callable[[str], Awaitable[object]]) -> None:
+    """Their Retry-After is waited for, and their 4xx are not tried again."""
+    told: list[RetryAttempt] = []
+    busy = Say(503, headers={"Retry-After": "0.02"})
+    async with Scripted(busy, Say(429, headers={"retry-after": "0.03"}), Say(503), Say()) as server:
+        assert await with_retry(lambda: get(server.url), QUICK, on_retry=told.append) == 200
+        assert [attempt.wait for attempt in told] == [0.02, 0.03, 0.001]
+    async with Scripted(Say(404)) as server:
+        with pytest.raises((aiohttp.ClientResponseError, requests.HTTPError), match="404"):
+            await with_retry(lambda: get(server.url), QUICK)
+        assert len(server.heard) == 1
 
 
 async def test_a_retry_after_beyond_the_time_is_not_shortened() -> None:
