@@ -143,7 +143,7 @@ class MessageRequest:
     def _demand(self, *names: str) -> None:
         missing = [name for name in names if getattr(self, name) is None]
         if missing:
-            raise InvalidOperationError(missing[0], f"is missing: a {type(self).__name__} needs {', '.join(names)}")
+            raise InvalidOperationError(missing[0], f"is missing: {type(self).__name__} needs {', '.join(names)}")
 
     def encode(self) -> bytes:
         """Return the JSON of the request, without attachments.
@@ -209,6 +209,7 @@ class EmailRequest(MessageRequest):
 
     def check(self) -> None:
         """Raise for what is missing. An email may go to an address that is no person's."""
+        self._demand("to")
         if self.transactional_message_id is None:
             self._demand("body", "subject", "from_")
         _ = self.files  # raises for what cannot be one
@@ -279,6 +280,10 @@ class SmsRequest(MessageRequest):
     tracked: bool | None = None
     send_to_unsubscribed: bool | None = None
 
+    def check(self) -> None:
+        """Raise for what is missing."""
+        self._demand("transactional_message_id", "identifiers", "to")
+
 
 @attrs.frozen(kw_only=True, repr=False)
 class WhatsAppRequest(MessageRequest):
@@ -290,6 +295,10 @@ class WhatsAppRequest(MessageRequest):
     from_: str | None = None
     tracked: bool | None = None
     send_to_unsubscribed: bool | None = None
+
+    def check(self) -> None:
+        """Raise for what is missing."""
+        self._demand("transactional_message_id", "identifiers", "to")
 
 
 @attrs.frozen(kw_only=True, repr=False)
