@@ -12,6 +12,7 @@ Source: Track API, paths under ``/api/v1`` and ``/unsubscribe``.
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,7 @@ from cio_batch.errors import InvalidOperationError, UnreachableError
 from cio_batch.events import CioEvent, UserAttributes
 from cio_batch.operations import Draft, ObjectRef, PersonId, Platform, Relationship
 from cio_batch.settings import RetryOptions, Settings
+from cio_batch.taxonomy import EventValidator, Taxonomy
 from cio_batch.transports.track_v1 import open_track_client
 from cio_batch.verdicts import Answer
 
@@ -35,6 +37,8 @@ if sys.version_info >= (3, 13):
     from typing import TypeVar
 else:
     from typing_extensions import TypeVar
+
+_logger = logging.getLogger(__name__)
 
 # Contravariant: a client that takes every event may stand for one that takes those of a taxonomy.
 E = TypeVar("E", bound=CioEvent, default=CioEvent, contravariant=True)
@@ -69,7 +73,7 @@ class TypedCioClient(DirectClient, Generic[E, A]):
 
     Every method raises:
 
-    - ``InvalidOperationError``: the call cannot be sent; nothing was.
+    - ``InvalidOperationError``: the call cannot be sent; nothing was. ``EventSchemaError`` is one.
     - ``ApiError``: the service said no, or no again after the last retry.
     - ``UnreachableError``: no usable answer came. With ``sent`` the service may have taken the call.
 
@@ -84,6 +88,10 @@ class TypedCioClient(DirectClient, Generic[E, A]):
         tracked_at: Whether ``track`` and ``track_anonymous`` add ``tracked_at`` (unix seconds) to the data.
         last_seen_at: Whether ``identify`` sets ``last_seen_at`` (unix seconds), in place of one that is given.
         concurrency: Calls at a time at most; the others wait.
+        taxonomy: The events that there are: what ``track`` and ``track_anonymous`` say as a name and data is checked
+            against it, too, before the stamp is added.
+        strict: ``True`` to refuse an event that contradicts the taxonomy; ``False`` to send it, with one warning for
+            each name.
 
     Raises:
         ConfigurationError: The credentials are missing, or an argument is out of range.
@@ -97,7 +105,10 @@ class TypedCioClient(DirectClient, Generic[E, A]):
         tracked_at: bool = True,
         last_seen_at: bool = True,
         concurrency: int = CONCURRENCY,
+        taxonomy: Taxonomy | None = None,
+        strict: bool = True,
     ) -> None:
+        self._validator = None if taxonomy is None else EventValidator(taxonomy, strict=strict)
         chosen = Settings.from_env(needs=("track",)) if settings is None else settings
         super().__init__(None if chosen.disabled else open_track_client(chosen), retry, concurrency)
         self._adds_tracked_at = tracked_at
@@ -361,13 +372,15 @@ class TypedCioClient(DirectClient, Generic[E, A]):
         await self._make(calls.request_of(operation), raise_for, None)
 
     def _read_event(self, name: E | str, data: Any) -> tuple[str, Any]:
-        """Return name and data of an event, typed or not, and stamp the data."""
+        """Return name and data of an event, typed or not, checked against the taxonomy, and stamp the data."""
         if isinstance(name, CioEvent):
             if data is not None:
                 raise InvalidOperationError("data", "must not be given beside a typed event, which has its own")
             called, data = name.event_name, name.wire_data()
         else:
             called = name
+        if self._validator is not None and (told := self._validator.check(called, data)) is not None:
+            _logger.warning("an event contradicts the taxonomy and is sent all the same: %s", told)
         return called, _with("data", data, "tracked_at") if self._adds_tracked_at else data
 
 
