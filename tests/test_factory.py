@@ -30,6 +30,7 @@ from cio_batch import (
     UserAttributes,
 )
 from cio_batch.simulator import Simulator
+from cio_batch.transports import TrackV1Transport
 
 TRACK = {"CUSTOMERIO_SITE_ID": "site", "CUSTOMERIO_TRACK_API_KEY": "key"}
 APP = {"CUSTOMERIO_APP_API_KEY": "app-key"}
@@ -191,6 +192,21 @@ def test_disabled_clients_need_no_credentials(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CUSTOMERIO_DISABLED", "1")
     for get in GETTERS:
         assert get() is get()
+
+
+async def test_a_tracker_with_a_transport_of_its_own_needs_no_credentials(sim: Simulator) -> None:
+    """A getter demands what its client needs, and a maker decides what that is."""
+    transport = TrackV1Transport(Settings(site_id="site", track_api_key="key", track_url=sim.url))
+    CioClientFactory.configure(tracker=functools.partial(CioBatchTracker, transport=transport))
+    await CioClientFactory.get_tracker().enqueue("u", "e")
+    with pytest.raises(ConfigurationError) as caught:
+        CioClientFactory.get_track_client()
+    assert caught.value.variables == tuple(TRACK)
+    await CioClientFactory.aclose()
+    assert len(sim.workspace.person("id", "u").events) == 1
+    CioClientFactory.reset()
+    CioClientFactory.configure(tracker=functools.partial(CioBatchTracker, enabled=False))
+    assert CioClientFactory.get_tracker() is CioClientFactory.get_tracker()
 
 
 def test_a_dotenv_file_is_read_where_that_is_said(tmp_path: Path) -> None:
