@@ -432,8 +432,10 @@ def delivery_event(delivery_id: str, metric: DeliveryMetric, device_token: str) 
 def _related(
     targets: Iterable[PersonId | AnonymousId | ObjectRef | Relationship],
 ) -> tuple[Relationship, ...]:
-    if isinstance(targets, str):  # it is iterable, too: each letter would become a person
-        raise InvalidOperationError("relationships", "must be a list or another iterable, got str")
+    # Text is iterable, too: each letter would become a person.
+    if isinstance(targets, (str, bytes)) or not isinstance(cast("object", targets), Iterable):
+        reason = f"must be a list or another iterable, got {type(targets).__name__}"
+        raise InvalidOperationError("relationships", reason)
     return tuple(target if isinstance(target, Relationship) else Relationship(target) for target in targets)
 
 

@@ -39,7 +39,7 @@ from cio_batch import (
 from cio_batch.simulator import Simulator
 from cio_batch.transports import TrackV1Transport, TrackV2Transport
 
-from .conftest import assert_conserved, settings_for
+from .conftest import assert_conserved, settings_for, until
 from .scripted import Say, Scripted
 
 QUICK = RetryOptions(max_retries=3, base_delay=0.001, max_delay=0.001, jitter=0.0)
@@ -375,6 +375,10 @@ async def test_an_impossible_id_never_leaves(sim: Simulator, identifier: str) ->
         (lambda client: client.add_to_segment(3, []), "ids"),
         (lambda client: client.add_to_segment(3, ["u"] * 1_001), "ids"),
         (lambda client: client.add_to_segment(3, "user-1"), "ids"),
+        (lambda client: client.add_to_segment(3, None), "ids"),
+        (lambda client: client.remove_from_segment(3, 7), "ids"),
+        (lambda client: client.identify("u", relationships=ObjectId("1", "acme")), "relationships"),
+        (lambda client: client.identify("u", relationships="acme"), "relationships"),
         (lambda client: client.add_to_segment(3, [7]), "ids[0]"),
         (lambda client: client.add_to_segment(3, ["a@b.c", "u"], id_type="email"), "ids[1]"),
         (lambda client: client.add_to_segment(3, ["u"], id_type="phone"), "id_type"),
@@ -493,6 +497,35 @@ async def test_a_repeat_of_an_event_counts_once(sim: Simulator) -> None:
         await client.track("u", "e")
     assert len(sim.workspace.person("id", "u").events) == 1
     assert sim.workspace.duplicates_ignored == 2
+
+
+async def test_what_has_no_id_may_count_twice_unless_it_is_never_repeated(sim: Simulator) -> None:
+    """A form whose answer was lost is repeated, as documented; with ``retry=None`` the caller decides."""
+    form = {"id": "u"}
+    sim.faults.order("drop_after")
+    async with quick(sim) as client:
+        await client.submit_form("repeated", form)
+    sim.faults.order("drop_after")
+    async with quick(sim, retry=None) as client:
+        with pytest.raises(UnreachableError) as caught:
+            await client.submit_form("once", form)
+    assert caught.value.sent
+    assert [each["form_id"] for each in sim.workspace.forms] == ["repeated", "repeated", "once"]
+
+
+async def test_a_retry_after_delays_its_own_call_alone(sim: Simulator) -> None:
+    """While one call waits, the others go on."""
+    sim.faults.order("rate_limit", retry_after="60")
+    async with quick(sim) as client:
+        waiting = asyncio.create_task(client.track("u", "waits"))
+        await until(lambda: sim.traffic.statuses[429] == 1)
+        async with asyncio.timeout(10):
+            await client.track("u", "goes on")
+        assert not waiting.done()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    assert [each["name"] for each in sim.workspace.person("id", "u").events] == ["goes on"]
 
 
 async def test_retries_can_be_switched_off(sim: Simulator) -> None:

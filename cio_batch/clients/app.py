@@ -90,7 +90,7 @@ class CioAppClient(DirectClient):
     Args:
         settings: The App key and host; :meth:`Settings.from_env` when ``None``.
         retry: Waits and number of repeats, three by default, of calls that certainly did not reach the service, and of
-            those that it answered with 429; ``None`` for none.
+            those that it answered with 429; ``None`` for none. A ``Retry-After`` delays the call that got it.
         rates: Calls per second of each kind, bursts smoothed.
         concurrency: Calls at a time at most; the others wait.
 

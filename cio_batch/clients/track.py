@@ -77,8 +77,12 @@ class TypedCioClient(DirectClient, Generic[E, A]):
     - ``ApiError``: the service said no, or no again after the last retry.
     - ``UnreachableError``: no usable answer came. With ``sent`` the service may have taken the call.
 
-    A repeat of an event is ignored by the service, because its id is the same. A form, a metric and an unsubscribe have
-    no id: one whose answer was lost may be counted twice; ``retry=None`` rules that out.
+    A call whose answer was lost is repeated, too. A repeat of an event is ignored by the service, because its id is the
+    same, and most others say the same again; but a form, a metric and an unsubscribe have no id: one whose answer was
+    lost may be counted twice. ``retry=None`` rules that out; ``UnreachableError.sent`` then says that it may have
+    arrived.
+
+    A ``Retry-After`` delays the call that got it; the others go on, and meet their own.
 
     Cancellation: the call is abandoned; the service may have taken it.
 
@@ -308,7 +312,7 @@ class TypedCioClient(DirectClient, Generic[E, A]):
         await self._make(calls.change_segment("remove_customers", segment_id, ids, id_type), raise_for, None)
 
     async def submit_form(self, form_id: str, data: Mapping[str, str]) -> None:
-        """Submit a form.
+        """Submit a form. One whose answer was lost is repeated, and may be counted twice; see the class.
 
         Args:
             form_id: The form; the service makes one that it does not know.
@@ -330,6 +334,8 @@ class TypedCioClient(DirectClient, Generic[E, A]):
     ) -> None:
         """Report what became of a message. It goes without credentials: the service asks for none.
 
+        A report whose answer was lost is repeated, and may be counted twice; see the class.
+
         Args:
             delivery_id: The message.
             metric: What became of it; which of them a message can have depends on its channel.
@@ -347,6 +353,8 @@ class TypedCioClient(DirectClient, Generic[E, A]):
 
     async def unsubscribe(self, delivery_id: str) -> None:
         """Unsubscribe the person to whom a message went. It goes without credentials: the service asks for none.
+
+        One whose answer was lost is repeated, and may be counted twice for its message; see the class.
 
         Source: Track API, ``POST /unsubscribe/{delivery_id}``.
         """
