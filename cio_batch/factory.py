@@ -71,8 +71,18 @@ class CioClientFactory:
                 of its own it needs no credentials of the Track API.
 
         Raises:
-            ConfigurationError: A client was made already, and would not change.
+            ConfigurationError: An argument is of a wrong kind; or a client was made already, and would not change.
         """
+        if settings is not None and not isinstance(cast("object", settings), Settings):
+            msg = f"settings must be Settings(...), got {type(settings).__name__}"
+            raise ConfigurationError(msg, ("settings",))
+        makers: dict[str, object] = {"track_client": track_client, "app_client": app_client, "tracker": tracker}
+        for name, maker in makers.items():
+            if not callable(maker):
+                msg = (
+                    f"{name} must be a function of the settings, such as functools.partial, got {type(maker).__name__}"
+                )
+                raise ConfigurationError(msg, (name,))
         with cls._lock:
             if cls._made:
                 msg = "CioClientFactory.configure() comes too late: a client was made already"

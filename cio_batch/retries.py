@@ -229,12 +229,14 @@ def with_retry(
         What ``call`` returned; as a decorator, a function that takes the same arguments.
 
     Raises:
+        TypeError: An argument is of a wrong kind, such as a coroutine in place of the function that makes one.
         Exception: The last error that ``call`` raised.
 
     Cancellation: A cancel ends the wait or the attempt at once and is never retried.
     """
     if isinstance(call, RetryOptions):
         call, options = None, call
+    _check_arguments(call, options, retry_if, on_retry)
     chosen = options if options is not None else RetryOptions()
 
     def decorate(call: Callable[..., Awaitable[Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -245,6 +247,22 @@ def with_retry(
     attempts = decorate(call)
     alone = options is None and retry_if is is_worth_retrying and on_retry is None
     return Retried(call, attempts) if alone else attempts()
+
+
+def _check_arguments(call: object, options: object, retry_if: object, on_retry: object) -> None:
+    """Raise for what would only come out as an attempt that fails, and would be repeated."""
+    if call is not None and not callable(call):
+        if inspect.iscoroutine(call):
+            call.close()  # it will not be awaited, and need not say so
+        msg = f"with_retry takes a coroutine function, such as `lambda: function(...)`, got {type(call).__name__}"
+        raise TypeError(msg)
+    if options is not None and not isinstance(options, RetryOptions):
+        msg = f"options must be RetryOptions(...), got {type(options).__name__}"
+        raise TypeError(msg)
+    for name, function in (("retry_if", retry_if), ("on_retry", on_retry or is_worth_retrying)):
+        if not callable(function):
+            msg = f"{name} must be a function, got {type(function).__name__}"
+            raise TypeError(msg)
 
 
 def _repeating(

@@ -232,6 +232,7 @@ async def test_times_and_data_follow_the_rules_of_all_operations(sim: Simulator)
         (lambda: email(attachments={"a.txt": "text"}), "attachments[0]"),
         (lambda: email(attachments={"": b"text"}), "attachments[0]"),
         (lambda: email(attachments=["a.txt"]), "attachments[0]"),
+        (lambda: email(attachments=[b"text"]), "attachments[0]"),
         (lambda: email(send_at=dt.datetime(2030, 1, 1)), "send_at"),  # noqa: DTZ001 - the fault
         (lambda: email(send_at=1_764_000_000_000), "send_at"),
         (lambda: InAppRequest(transactional_message_id=1, identifiers=7), "identifiers"),  # type: ignore[arg-type]
@@ -248,6 +249,14 @@ def test_a_request_that_cannot_be_sent_is_never_made(make: Callable[[], object],
     with pytest.raises(InvalidOperationError) as caught:
         make()
     assert caught.value.field == field
+
+
+def test_a_path_that_is_text_is_told_from_a_file_without_a_name() -> None:
+    """The error says how a path is written."""
+    with pytest.raises(InvalidOperationError, match=r"bytes or a path, such as Path\('report.pdf'\), got str"):
+        email(attachments=["a.txt"])
+    with pytest.raises(InvalidOperationError, match="must have a name"):
+        email(attachments=[b"text"])
 
 
 async def test_each_method_takes_its_own_request(sim: Simulator) -> None:

@@ -19,6 +19,7 @@ import pytest
 from cio_batch import (
     AccountRegion,
     ApiError,
+    CioAppClient,
     CioBatchTracker,
     CioEvent,
     CioId,
@@ -730,6 +731,19 @@ def test_a_client_needs_what_it_needs(concurrency: Any, monkeypatch: pytest.Monk
     with pytest.raises(ConfigurationError) as caught:
         TypedCioClient(settings_at("http://127.0.0.1:1"), concurrency=concurrency)
     assert caught.value.variables == ("concurrency",)
+
+
+@pytest.mark.parametrize("kind", [TypedCioClient, CioAppClient])
+def test_a_wrong_argument_is_named_when_the_client_is_made(kind: Any) -> None:
+    """All of them in one error, and no attempt is needed to find out."""
+    with pytest.raises(ConfigurationError, match=r"retry must be RetryOptions\(...\) or None, got int") as caught:
+        kind("s3cr3t", retry=3, concurrency=0)
+    assert caught.value.variables == ("settings", "retry", "concurrency")
+    assert "s3cr3t" not in str(caught.value)
+    own = {TypedCioClient: {"strict": "yes"}, CioAppClient: {"rates": 100}}[kind]
+    with pytest.raises(ConfigurationError) as caught:
+        kind(Settings(site_id="site", track_api_key="key", app_api_key="app-key"), **own)
+    assert caught.value.variables == tuple(own)
 
 
 async def test_no_secret_is_ever_shown(sim: Simulator, caplog: pytest.LogCaptureFixture) -> None:

@@ -250,6 +250,17 @@ def test_a_configuration_that_comes_too_late_is_an_error() -> None:
     CioClientFactory.configure(Settings(region="eu", disabled=True))
 
 
+@pytest.mark.parametrize("name", ["settings", "track_client", "app_client", "tracker"])
+def test_a_wrong_configuration_is_named_at_once(name: str) -> None:
+    """The error comes where the mistake is made, not at the first getter, and nothing is changed."""
+    wrong: dict[str, Any] = {name: "s3cr3t"}
+    with pytest.raises(ConfigurationError, match=f"^{name} must be .*got str$") as caught:
+        CioClientFactory.configure(**wrong)
+    assert caught.value.variables == (name,)
+    with pytest.raises(ConfigurationError, match="in your environment"):
+        CioClientFactory.get_track_client()
+
+
 def test_a_maker_may_ask_the_factory() -> None:
     """A tracker whose making needs the track client does not wait for itself."""
     made: list[TypedCioClient] = []

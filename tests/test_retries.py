@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import inspect
 import math
@@ -236,6 +237,53 @@ async def test_a_lambda_that_returns_a_coroutine_is_tried_again() -> None:
     call, calls = failing(ValueError())
     assert await with_retry(lambda: call(), QUICK) == "done"
     assert len(calls) == 2
+
+
+class Counter:
+    """Something that is called, and awaited."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def __call__(self, step: int = 1) -> int:
+        self.calls += step
+        if self.calls < 3:
+            raise OSError
+        return self.calls
+
+    @classmethod
+    @with_retry(QUICK)
+    async def named(cls) -> str:
+        return cls.__name__
+
+
+async def test_whatever_makes_a_coroutine_is_tried_again() -> None:
+    """An object that is called, a partial, a bound method and a method of a class."""
+    assert await with_retry(Counter(), QUICK) == 3
+    assert await with_retry(QUICK)(Counter())(step=2) == 4
+    assert await with_retry(functools.partial(Counter(), 2), QUICK) == 4
+    assert await with_retry(Counter().__call__, QUICK) == 3
+    assert await Counter.named() == "Counter"
+
+
+async def call_nothing() -> None:
+    """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        (lambda: with_retry(call_nothing()), r"takes a coroutine function, such as `lambda: .*`, got coroutine"),  # type: ignore[call-overload]
+        (lambda: with_retry(3), "takes a coroutine function, .*, got int"),  # type: ignore[call-overload]
+        (lambda: with_retry(call_nothing, 3), r"options must be RetryOptions\(...\), got int"),  # type: ignore[call-overload]
+        (lambda: with_retry(call_nothing, retry_if=True), "retry_if must be a function, got bool"),  # type: ignore[call-overload]
+        (lambda: with_retry(on_retry="print"), "on_retry must be a function, got str"),  # type: ignore[call-overload]
+    ],
+)
+def test_a_wrong_argument_is_no_attempt(use: Callable[[], object], said: str) -> None:
+    """What can never succeed is told at once, and not repeated."""
+    with pytest.raises(TypeError, match=said):
+        use()
 
 
 async def test_a_retry_after_is_waited_for() -> None:

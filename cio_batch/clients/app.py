@@ -22,7 +22,7 @@ import attrs
 import orjson
 from aiolimiter import AsyncLimiter
 
-from cio_batch.clients.base import CONCURRENCY, DirectClient, PerLoop, api_error, limiter
+from cio_batch.clients.base import CONCURRENCY, DirectClient, PerLoop, api_error, check_arguments, limiter
 from cio_batch.clients.calls import Request
 from cio_batch.clients.messages import (
     EmailRequest,
@@ -106,6 +106,7 @@ class CioAppClient(DirectClient):
         rates: AppRateLimits = AppRateLimits(),  # noqa: B008 - frozen
         concurrency: int = CONCURRENCY,
     ) -> None:
+        check_arguments(settings, retry, concurrency, {"rates": (rates, AppRateLimits, "AppRateLimits(...)")})
         chosen = Settings.from_env(needs=("app",)) if settings is None else settings
         super().__init__(None if chosen.disabled else _open_app_client(chosen), retry, concurrency)
         self._gates = PerLoop(lambda: _make_gates(rates))

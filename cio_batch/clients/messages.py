@@ -85,14 +85,12 @@ def _read_files(value: object) -> tuple[tuple[str, bytes | Path], ...]:
     files: list[tuple[str, bytes | Path]] = []
     for index, (name, content) in enumerate(pairs):
         where = f"attachments[{index}]"
+        if not isinstance(content, (bytes, os.PathLike)):
+            reason = f"must be bytes or a path, such as Path('report.pdf'), got {type(content).__name__}"
+            raise InvalidOperationError(where, reason)
         if not isinstance(name, str) or not name or any(name == other for other, _ in files):
             raise InvalidOperationError(where, "must have a name, and one of its own")
-        if isinstance(content, bytes):
-            files.append((name, content))
-        elif isinstance(content, os.PathLike):
-            files.append((name, Path(cast("os.PathLike[str]", content))))
-        else:
-            raise InvalidOperationError(where, f"must be bytes or a path, got {type(content).__name__}")
+        files.append((name, content if isinstance(content, bytes) else Path(cast("os.PathLike[str]", content))))
     return tuple(files)
 
 

@@ -24,7 +24,7 @@ from ulid_transform import ulid_now
 
 from cio_batch import operations as ops
 from cio_batch.clients import calls
-from cio_batch.clients.base import CONCURRENCY, DirectClient, raise_for
+from cio_batch.clients.base import CONCURRENCY, DirectClient, check_arguments, raise_for
 from cio_batch.errors import InvalidOperationError, UnreachableError
 from cio_batch.events import CioEvent, UserAttributes
 from cio_batch.operations import Draft, ObjectRef, PersonId, Platform, Relationship
@@ -112,6 +112,7 @@ class TypedCioClient(DirectClient, Generic[E, A]):
         taxonomy: Taxonomy | None = None,
         strict: bool = True,
     ) -> None:
+        check_arguments(settings, retry, concurrency, {"strict": (strict, bool, "True or False")})
         self._validator = None if taxonomy is None else EventValidator(taxonomy, strict=strict)
         chosen = Settings.from_env(needs=("track",)) if settings is None else settings
         super().__init__(None if chosen.disabled else open_track_client(chosen), retry, concurrency)
