@@ -536,6 +536,19 @@ async def test_sends_and_broadcasts_have_rates_of_their_own(sim: Simulator, rate
     assert sim.traffic.calls == 4
 
 
+async def test_a_rate_holds_after_a_jam(sim: Simulator) -> None:
+    """Calls that waited for a slow one do not go out all at once."""
+    loop = asyncio.get_running_loop()
+    rates = AppRateLimits(sends=10.0, broadcasts=None, calls=None)
+    sim.faults.order("latency", latency=0.5)
+    async with client_at(sim.url, rates=rates, concurrency=1) as client:
+        began = loop.time()
+        await asyncio.gather(*[client.send_email(email()) for _ in range(5)])
+        # One turn may have come while the first call was under way.
+        assert loop.time() - began >= 0.5 + 3 / 10 * 0.95
+    assert sim.workspace.message_count == 5
+
+
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), "1", True])
 def test_a_rate_is_a_number_above_0(rate: Any) -> None:
     """What is no rate is refused by name, and the defaults are the published ones."""

@@ -61,23 +61,33 @@ def limiter(rate: float | None) -> AsyncLimiter | None:
     return None if rate is None else AsyncLimiter(1, 1 / rate)
 
 
+@attrs.frozen
+class Lane:
+    """What calls of one kind wait for: a free slot first, then the rate. It belongs to the running loop.
+
+    The other way round, calls that wait for a slot would have their turn already, and all go out at once.
+    """
+
+    slots: asyncio.Semaphore
+    gates: Sequence[AsyncLimiter | None] = ()
+
+
 @attrs.define(eq=False)
 class _Call(Generic[T]):
     """A call on its way through its attempts."""
 
     request: Request
     read: Callable[[Answer], T]
-    gates: Sequence[AsyncLimiter | None]
-    slots: asyncio.Semaphore
+    lane: Lane
     attempts: int = 0
 
 
 async def _attempt(http: HttpClient, call: _Call[T]) -> T:
-    for gate in call.gates:
-        if gate is not None:
-            await gate.acquire()
     request = call.request
-    async with call.slots:
+    async with call.lane.slots:
+        for gate in call.lane.gates:
+            if gate is not None:
+                await gate.acquire()
         attempt, call.attempts = call.attempts, call.attempts + 1
         answer = await http.request(
             request.method, request.path, request.body, attempt=attempt, authorized=request.authorized
@@ -109,7 +119,7 @@ class DirectClient:
         self._left_open = False
         if http is None:
             _logger.warning("a %s is disabled: it checks everything, and sends nothing", type(self).__name__)
-        self._slots = PerLoop(lambda: asyncio.Semaphore(concurrency))
+        self._lane = PerLoop(lambda: Lane(asyncio.Semaphore(concurrency)))
         self._attempts: _Attempts = _attempt if retry is None else with_retry(retry, on_retry=_log_retry)(_attempt)
 
     def __repr__(self) -> str:
@@ -147,20 +157,18 @@ class DirectClient:
             self._left_open = True
             warnings.warn(_NOT_CLOSED.format(type(self).__name__), ResourceWarning, stacklevel=3, source=self)
 
-    async def _make(
-        self, request: Request, read: Callable[[Answer], T], instead: T, gates: Sequence[AsyncLimiter | None] = ()
-    ) -> T:
+    async def _make(self, request: Request, read: Callable[[Answer], T], instead: T, lane: Lane | None = None) -> T:
         """Make a call, with its repeats.
 
         Args:
             request: The call.
             read: Turns the answer into the result, or raises.
             instead: The result where nothing is sent.
-            gates: What each attempt waits for first.
+            lane: What each attempt waits for first; by default a slot of the client.
         """
         if self._http is None:
             return instead
-        call = _Call(request, read, gates, self._slots.get())
+        call = _Call(request, read, lane or self._lane.get())
         return cast("T", await self._attempts(self._http, call))
 
 
