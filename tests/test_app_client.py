@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import datetime as dt
 import gc
+import os
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -45,6 +48,7 @@ from cio_batch import (
 from cio_batch.clients.messages import MessageRequest
 from cio_batch.simulator import Simulator
 
+from .conftest import until
 from .scripted import Say, Scripted
 
 QUICK = RetryOptions(max_retries=3, base_delay=0.001, max_delay=0.001, jitter=0.0)
@@ -200,6 +204,27 @@ async def test_attachments_are_read_from_the_disk(sim: Simulator, tmp_path: Path
     assert second == {"r.pdf": encoded, "b.csv": "MSwy"}
     with pytest.raises(InvalidOperationError):
         email(attachments=[tmp_path / "report.pdf", tmp_path / "other" / "report.pdf"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
+async def test_a_slow_disk_does_not_hold_the_loop(sim: Simulator, tmp_path: Path) -> None:
+    """A file is read in a thread: this loop writes into the pipe that the client has begun to read from."""
+    pipe = tmp_path / "slow.txt"
+    os.mkfifo(pipe)
+    ends: list[int] = []
+
+    def is_read() -> bool:
+        with contextlib.suppress(OSError):  # nobody reads from it yet
+            ends.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(ends)
+
+    async with client_at(sim.url) as client:
+        sending = asyncio.create_task(client.send_email(email(attachments=[pipe])))
+        await until(is_read)
+        os.write(ends[0], b"slow")
+        os.close(ends[0])
+        await sending
+    assert sim.workspace.messages[0].request["attachments"] == {"slow.txt": base64.b64encode(b"slow").decode()}
 
 
 async def test_times_and_data_follow_the_rules_of_all_operations(sim: Simulator) -> None:

@@ -100,6 +100,23 @@ async def test_people_events_and_devices_arrive(sim: Simulator) -> None:
     assert (anonymous["name"], anonymous["attributes"]) == ("looked", {"n": 3})
 
 
+async def test_everything_that_has_a_time_or_an_id_says_it(sim: Simulator) -> None:
+    """An event, page or screen has both; of two attributes the one with the later time stays."""
+    others = [f"{ULID[:-1]}{letter}" for letter in "ABCD"]
+    async with quick(sim) as client:
+        await client.track("u", "bought", id=others[0], timestamp=1_764_000_000)
+        await client.page("u", "/pricing", id=others[1], timestamp=1_764_000_001)
+        await client.screen("u", "Home", id=others[2], timestamp=1_764_000_002)
+        await client.track_anonymous("cookie", "looked", id=others[3], timestamp=1_764_000_003)
+        await client.identify("u", {"plan": "pro"}, timestamp=1_764_000_002)
+        await client.identify("u", {"plan": "free"}, timestamp=1_764_000_001)
+    found = [*sim.workspace.person("id", "u").events, *sim.workspace.person("anonymous", "cookie").events]
+    assert [(each["id"], each["timestamp"]) for each in found] == [
+        (other, 1_764_000_000 + n) for n, other in enumerate(others)
+    ]
+    assert sim.workspace.person("id", "u").attributes == {"plan": "pro"}
+
+
 async def test_people_go_and_come_back(sim: Simulator) -> None:
     """A destroyed person is gone, a suppressed one stays away, a merged one lives on in another."""
     async with quick(sim) as client:
