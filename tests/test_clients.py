@@ -226,6 +226,8 @@ async def test_a_wrong_typed_event_never_gets_as_far_as_a_call(sim: Simulator) -
         wrong: Any = client
         with pytest.raises(InvalidOperationError, match="data"):
             await wrong.track("u", PlanChanged(from_="a", to="b", mrr=1.0), {"n": 1})
+        with pytest.raises(InvalidOperationError, match=r"attributes: .* got PlanChanged, which is an event"):
+            await wrong.identify("u", PlanChanged(from_="a", to="b", mrr=1.0))
     assert sim.traffic.calls == 0
 
 

@@ -119,6 +119,14 @@ async def test_a_name_that_is_no_name_is_refused_as_before(sim: Simulator) -> No
     assert assert_conserved(tracker).accepted == 0
 
 
+async def test_an_event_is_no_attributes(sim: Simulator) -> None:
+    """What somebody did does not become what somebody is."""
+    async with CioBatchTracker(settings_for(sim)) as tracker:
+        with pytest.raises(InvalidOperationError, match=r"attributes: .* got PlanChanged, which is an event"):
+            await tracker.identify("u", CHANGED)
+    assert assert_conserved(tracker).accepted == 0
+
+
 async def test_a_typed_event_is_refused_by_a_closed_tracker(sim: Simulator) -> None:
     """Like any other."""
     async with CioBatchTracker(settings_for(sim)) as tracker:

@@ -140,10 +140,10 @@ class TypedCioClient(DirectClient, Generic[E, A]):
 
         Source: Track API, ``PUT /api/v1/customers/{identifier}``.
         """
-        said: Any = attributes.wire_data() if isinstance(attributes, UserAttributes) else attributes
+        draft = ops.identify(user_id, attributes, timestamp=timestamp, relationships=relationships)
         if self._sets_last_seen_at:
-            said = _with("attributes", said, "last_seen_at")
-        await self._say(ops.identify(user_id, said, timestamp=timestamp, relationships=relationships))
+            draft.attributes = _with("attributes", draft.attributes, "last_seen_at")
+        await self._say(draft)
 
     async def destroy(self, user_id: PersonId) -> None:
         """Delete a person. Source: Track API, ``DELETE /api/v1/customers/{identifier}``."""
