@@ -46,7 +46,6 @@ from cio_batch.dead_letters import DeadLetter, OnDeadLetter, Refusal
 from cio_batch.delivery import Delivery
 from cio_batch.errors import (
     ConfigurationError,
-    EventSchemaError,
     QueueFullError,
     TrackerClosedError,
     WrongLoopError,
@@ -60,7 +59,7 @@ from cio_batch.settings import QUEUE_RETRY, RetryOptions, Settings
 from cio_batch.spooling import Losses, Spooling
 from cio_batch.spools import Spool
 from cio_batch.stats import Counters, Report, Stats
-from cio_batch.taxonomy import Taxonomy
+from cio_batch.taxonomy import EventValidator, Taxonomy
 from cio_batch.transports import DiscardTransport, TrackV2Transport, Transport
 from cio_batch.verdicts import Rejection, Verdict
 
@@ -74,7 +73,6 @@ _logger = logging.getLogger(__name__)
 Overflow: TypeAlias = Literal["block", "raise", "drop_oldest", "drop_newest"]
 _OVERFLOWS: Final = ("block", "raise", "drop_oldest", "drop_newest")
 _TURNS_PER_BATCH: Final = 3
-_MAX_WARNED: Final = 1_000  # a program that puts ids into names costs a thousand warnings and no more
 _SPOOL_GRACE: Final = 5.0  # seconds that a spool gets to end its thread when a loop that is gone had opened it
 _GRACE: Final = 0.2  # seconds that close() may take beyond its timeout to end its tasks and connections
 _SLICE: Final = 2_000  # operations that are given up in one step of the loop
@@ -276,9 +274,7 @@ class CioBatchTracker(Generic[E]):
         self._drain_timeout = drain_timeout
         self._handle_sigterm = handle_sigterm
         self._before_enqueue = before_enqueue
-        self._taxonomy = taxonomy
-        self._strict = strict
-        self._warned: set[str] = set()
+        self._validator = None if taxonomy is None else EventValidator(taxonomy, strict=strict)
         self._check = transport.check
         # Whether enqueue must take the way of drafts; one look on the hot path instead of three.
         self._guarded = (
@@ -451,7 +447,7 @@ class CioBatchTracker(Generic[E]):
     async def _enqueue_guarded(
         self, user_id: PersonId, name: Any, data: Any, timestamp: float | dt.datetime | None, id: str | None
     ) -> None:
-        if self._before_enqueue is not None or self._taxonomy is not None or self._check is not None:
+        if self._before_enqueue is not None or self._validator is not None or self._check is not None:
             await self.submit(ops.event(user_id, name, data, timestamp=timestamp, id=id))
             return
         # With a spool and nothing else, the short way to the bytes.
@@ -871,8 +867,10 @@ class CioBatchTracker(Generic[E]):
 
     def _encode(self, draft: Draft, foreign: asyncio.AbstractEventLoop | None = None) -> Operation | None:
         """Check a draft against the taxonomy, let the hook see it, and encode it; ``None`` when it was dropped."""
-        if self._taxonomy is not None and draft.kind in _TAXONOMIC:
-            self._compare(self._taxonomy, draft)
+        if self._validator is not None and getattr(draft, "kind", None) in _TAXONOMIC:
+            told = self._validator.check(draft.name, draft.attributes)
+            if told is not None:
+                _logger.warning("an event contradicts the taxonomy and is taken all the same: %s", told)
         if self._before_enqueue is not None:
             redacted = redact(self._before_enqueue, draft)
             if redacted is None:
@@ -887,20 +885,6 @@ class CioBatchTracker(Generic[E]):
         if self._check is not None:
             self._check(operation)
         return operation
-
-    def _compare(self, taxonomy: Taxonomy, draft: Draft) -> None:
-        """Refuse an event that contradicts the taxonomy, or warn of the first one of its name."""
-        name: object = draft.name
-        if not isinstance(name, str):
-            return  # the encoder says what is wrong with it
-        try:
-            taxonomy.validate(name, draft.attributes)
-        except EventSchemaError as error:
-            if self._strict:
-                raise
-            if name not in self._warned and len(self._warned) < _MAX_WARNED:
-                self._warned.add(name)
-                _logger.warning("an event contradicts the taxonomy and is taken all the same: %s", error)
 
     async def _admit(self, operation: Operation) -> None:
         if self._spooling is not None:
