@@ -48,6 +48,7 @@ from cio_batch.clients import (
     TypedCioClient,
     WhatsAppRequest,
 )
+from cio_batch.dead_letters import DeadLetter, Refusal
 from cio_batch.errors import (
     ApiError,
     CioBatchError,
@@ -58,6 +59,8 @@ from cio_batch.errors import (
     InvalidOperationError,
     QueueFullError,
     SendOutcomeUnknownError,
+    SpoolError,
+    SpoolLockedError,
     TrackerClosedError,
     UnreachableError,
     WrongLoopError,
@@ -97,6 +100,7 @@ __all__ = [
     "CioId",
     "CioObjectId",
     "ConfigurationError",
+    "DeadLetter",
     "DeliveryError",
     "DeliveryId",
     "Draft",
@@ -113,6 +117,7 @@ __all__ = [
     "Phone",
     "PushRequest",
     "QueueFullError",
+    "Refusal",
     "Relationship",
     "Report",
     "RetryAttempt",
@@ -122,6 +127,8 @@ __all__ = [
     "SettledChunk",
     "SettledOperation",
     "SmsRequest",
+    "SpoolError",
+    "SpoolLockedError",
     "Stats",
     "Taxonomy",
     "TrackerClosedError",

@@ -111,7 +111,10 @@ class DeadLetter:
         Raises:
             ValueError: It is something else (``InvalidOperationError`` where only the operation is at fault).
         """
+        msg = "a dead letter must be a line of JSON as cio_batch writes it"
         head, separator, rest = line.rstrip().partition(_OPERATION)
+        if not separator:
+            raise ValueError(msg)
         body = rest[:-1]
         decode(body)
         try:
@@ -119,10 +122,7 @@ class DeadLetter:
             accepted_at: float | None = said.pop("accepted_at")
             refusals = (*(Refusal(**each) for each in said.pop("history")), Refusal(**said))
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-            separator = b""
-        if not separator:
-            msg = "a dead letter must be a line of JSON as cio_batch writes it"
-            raise ValueError(msg)
+            raise ValueError(msg) from None
         return cls(body, refusals, accepted_at, number)
 
 

@@ -120,7 +120,7 @@ class Spooling:
         self._said_bytes = 0
         self._freed_bytes = 0  # settled, and not in what the spool said last
         self._waiting: deque[_Waiter] = deque()  # for room
-        self._last_read = 0
+        self._last_read: int = 0
         self._reading: asyncio.Task[None] | None = None
         self._age_timer: asyncio.TimerHandle | None = None
         self._checking: asyncio.Task[None] | None = None

@@ -16,6 +16,7 @@ from typing import Final
 from cio_batch.operations import ANONYMOUS_KINDS, Operation
 from cio_batch.settings import Settings
 from cio_batch.transports.base import Call
+from cio_batch.transports.http import basic_credentials
 from cio_batch.transports.track_v1 import open_track_client, send_in_order
 from cio_batch.verdicts import Judgement, judge_batch
 
