@@ -258,25 +258,41 @@ class Spooling:
             self.used_bytes, self._freed_bytes = written.used_bytes, 0
         self.dead_letters, self.quarantined = written.dead_letters, written.quarantined
         self.fault = written.fault
-        said = self._said
-        for _ in range(min(written.appended, len(said))):
-            operation, future = said.popleft()
-            self._said_bytes -= len(operation[0])
-            if written.error is not None:
+        if written.error is None:
+            self._accept(min(written.appended, len(self._said)))
+        else:
+            for _ in range(min(written.appended, len(self._said))):
+                operation, future = self._said.popleft()
+                self._said_bytes -= len(operation[0])
                 _fail(future, written.error)
-                continue
-            self.accepted += 1
-            self.last_number = operation[3]
-            if self.unread == 0 and self._has_memory() and self._queue.offer(operation):
-                self._last_read = operation[3]
-            else:
-                self.unread += 1
-            if not future.done():
-                future.set_result(None)
         self._warn_of_size()
         self._let_in()
         self.refill()
         self._quiet()
+
+    def _accept(self, count: int) -> None:
+        """The oldest of what was said is on disk now."""
+        said, offer = self._said, self._queue.offer
+        room, room_bytes = self._memory()
+        direct, nbytes, number = self.unread == 0, 0, self.last_number
+        self.accepted += count
+        for _ in range(count):
+            operation, future = said.popleft()
+            size = len(operation[0])
+            number = operation[3]
+            nbytes += size
+            # Everything that could see the counts disagree runs later; see Rule 1.
+            if direct and room > 0 and room_bytes > 0 and offer(operation):
+                room -= 1
+                room_bytes -= size
+                self._last_read = number
+            else:
+                direct = False
+                self.unread += 1
+            if not future.done():
+                future.set_result(None)
+        self._said_bytes -= nbytes
+        self.last_number = number
 
     def _warn_of_size(self) -> None:
         share = self.used_bytes / self._spool.max_bytes
@@ -305,8 +321,12 @@ class Spooling:
 
     # ------------------------------------------------------------------------------------------------ reading back
 
+    def _memory(self) -> tuple[int, int]:
+        """How many operations, and how many bytes, may come into memory."""
+        return self._most_held - self._queue.held, self._most_held_bytes - self._queue.held_bytes
+
     def _has_memory(self) -> bool:
-        return self._queue.held < self._most_held and self._queue.held_bytes < self._most_held_bytes
+        return min(self._memory()) > 0
 
     def refill(self) -> None:
         """Read back from disk when memory has room for it."""
@@ -332,9 +352,8 @@ class Spooling:
 
     async def _read(self) -> None:
         while self.unread and self._has_memory():
-            most = min(_PAGE_OPERATIONS, self._most_held - self._queue.held)
-            most_bytes = min(_PAGE_BYTES, self._most_held_bytes - self._queue.held_bytes)
-            page = await self._spool.read(self._last_read, most, most_bytes)
+            room, room_bytes = self._memory()
+            page = await self._spool.read(self._last_read, min(_PAGE_OPERATIONS, room), min(_PAGE_BYTES, room_bytes))
             if page.lost:
                 self.unread -= page.lost
                 self._losses.damaged(page.lost)
