@@ -37,10 +37,9 @@ from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, overload
 
 import attrs
-from ulid_transform import ulid_now
 
+from cio_batch import ids, signals
 from cio_batch import operations as ops
-from cio_batch import signals
 from cio_batch.chunks import Backlog
 from cio_batch.dead_letters import DeadLetter, OnDeadLetter, Refusal
 from cio_batch.delivery import Delivery
@@ -434,7 +433,7 @@ class CioBatchTracker(Generic[E]):
         # An event with data, the commonest, pays two nanoseconds for the typed ones.
         if data is None and type(name) is not str and isinstance(name, CioEvent):
             name, data = name.event_name, name.wire_data() or None
-        operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ulid_now)
+        operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id)
         # From here on the same as _admit, written out: another coroutine would cost as much as the encoding of an id.
         if self._open_loop is not asyncio.get_running_loop():
             self._enter()
@@ -453,7 +452,7 @@ class CioBatchTracker(Generic[E]):
         # With a spool and nothing else, the short way to the bytes.
         if data is None and isinstance(name, CioEvent):
             name, data = name.event_name, name.wire_data() or None
-        await self._admit(ops.encode_event(user_id, name, data, timestamp, id, time.time(), ulid_now))
+        await self._admit(ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id))
 
     @overload
     def enqueue_nowait(
@@ -881,7 +880,7 @@ class CioBatchTracker(Generic[E]):
                     self._call_in_loop(foreign, self._drop_at_door, (), "before_enqueue")
                 return None
             draft = redacted
-        operation = ops.encode(draft, now=time.time(), new_id=ulid_now)
+        operation = ops.encode(draft, now=time.time(), new_id=ids.new_id)
         if self._check is not None:
             self._check(operation)
         return operation
