@@ -356,6 +356,7 @@ class CioBatchTracker(Generic[E]):
             counters=self._counters,
             settle=self._settle,
             durable=self._spool is not None,
+            forgotten=None if self._spool is None else self._see_forgotten,
         )
 
     def __repr__(self) -> str:
@@ -1500,6 +1501,11 @@ class CioBatchTracker(Generic[E]):
             self._mourner.call(letters)
 
     # ------------------------------------------------------------------------------- inside: what a spool takes away
+
+    async def _see_forgotten(self) -> None:
+        """Wait until everything that is settled is gone from the spool."""
+        if self._spooling is not None:
+            await self._spooling.see_forgotten()
 
     def _count_unread(self, verdict: Verdict, count: int, reason: str) -> None:
         """Operations that were in the spool only have ended there."""
