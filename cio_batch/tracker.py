@@ -875,7 +875,10 @@ class CioBatchTracker(Generic[E]):
             redacted = redact(self._before_enqueue, draft)
             if redacted is None:
                 if foreign is None:
-                    self._enter()
+                    if self._spooling is None:
+                        self._enter()
+                    elif self._state in (_State.DRAINING, _State.CLOSED):
+                        raise TrackerClosedError(_CLOSED)
                     self._drop_at_door((), "before_enqueue")
                 else:
                     self._call_in_loop(foreign, self._drop_at_door, (), "before_enqueue")

@@ -170,8 +170,8 @@ async def test_the_way_of_drafts_is_spooled_too(path: Path, sim: Simulator) -> N
         before_enqueue=lambda draft: None if draft.subject == "secret" else draft,
         flush_interval=0.01,
     )
+    await tracker.enqueue("secret", "seen", {"n": 0})  # dropped before anything was opened
     async with tracker:
-        await tracker.enqueue("secret", "seen", {"n": 0})
         await tracker.enqueue("u", "seen", {"n": 1})
         assert (assert_conserved(tracker).dropped, numbers(path)) == (1, [1])
         await tracker.close(timeout=0)
