@@ -106,7 +106,7 @@ async def test_an_acknowledged_event_is_on_disk(path: Path) -> None:
 
 async def test_what_is_delivered_leaves_the_disk(path: Path, sim: Simulator) -> None:
     """After ``close`` the file holds what has no verdict: nothing."""
-    async with CioBatchTracker(settings_for(sim), spool=SqliteSpool(path)) as tracker:
+    async with CioBatchTracker(settings_for(sim), spool=SqliteSpool(path), flush_interval=600.0) as tracker:
         await asyncio.gather(*(tracker.enqueue(f"u-{n % 7}", "seen", {"n": n}) for n in range(500)))
         assert await tracker.flush(timeout=10) == Report(delivered=500)
         await tracker.identify("u-1", {"plan": "pro"})
@@ -427,11 +427,10 @@ async def test_after_an_outage_a_single_failure_gives_nothing_up(path: Path) -> 
 async def test_what_the_service_refuses_is_a_dead_letter_in_the_same_file(path: Path) -> None:
     """With the service's reason, and the operation's bytes."""
     async with Simulator(faults=Faults({"partial": 1.0}, partial_share=0.5)) as sim:
-        tracker = CioBatchTracker(settings_for(sim), spool=SqliteSpool(path), flush_interval=0.01)
-        async with tracker:
-            for n in range(20):
-                await tracker.enqueue(f"u-{n}", "seen", {"n": n})
-            report = await tracker.flush(timeout=10)
+        tracker = CioBatchTracker(settings_for(sim), spool=SqliteSpool(path))
+        for n in range(20):
+            await tracker.enqueue(f"u-{n}", "seen", {"n": n})
+        report = await tracker.close()
         assert (report.rejected > 0, report.rejected + report.delivered) == (True, 20)
         assert (len(rows(path, "dead_letters")), rows(path)) == (report.rejected, [])
 
@@ -447,10 +446,9 @@ async def test_an_asynchronous_on_dead_letter_is_awaited_before_close_returns(si
             raise ValueError
 
     sim.faults.mix({"partial": 1.0}, partial_share=1.0)
-    async with CioBatchTracker(settings_for(sim), on_dead_letter=hook, flush_interval=0.01) as tracker:
+    async with CioBatchTracker(settings_for(sim), on_dead_letter=hook) as tracker:
         for n in range(5):
             await tracker.enqueue(f"u-{n}", "seen", {"n": n})
-        assert (await tracker.flush(timeout=10)).rejected == 5
     assert (len(told), tracker.stats().dead_letters) == (5, 5)
 
 
