@@ -1022,7 +1022,8 @@ class CioBatchTracker(Generic[E]):
         if due and self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._delivery.add(operations, nbytes, due=due)
+        if operations or due:
+            self._delivery.add(operations, nbytes, due=due)
 
     def _begin_to_linger(self) -> None:
         """An operation entered the empty queue: it waits for company until the interval is over."""
