@@ -19,6 +19,7 @@ The rooms of this house; each imports only what stands above it.
     stats.py         counters, frozen pictures                                                     (pure)
     dead_letters.py  what was refused or given up, as it is kept                                   (pure)
     retries.py       waits between attempts; with_retry(); the only place that knows backoff
+    ids.py           the ids of events, different ones in every process
     hooks.py         on_settled, before_enqueue
     transports/      the only aiohttp: http.py, track_v2.py, track_v1.py
     clients/         TypedCioClient, CioAppClient: direct calls, awaited one by one

@@ -17,6 +17,7 @@ Must not know: chunks, transports, signals.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -387,6 +388,18 @@ class Spooling:
         else:
             self._spool.bury(list(zip(numbers, refusals, strict=True)))
         self.refill()
+
+    async def see_forgotten(self) -> None:
+        """Wait until everything that was settled by now is gone from the disk.
+
+        Cancellation: Only the waiting ends.
+        """
+        while self.is_open:
+            with contextlib.suppress(SpoolError):
+                await self._spool.last_before(0.0)  # an answer comes after what was said before the question
+                if self.fault is None:
+                    return
+            await asyncio.sleep(_RETRY_INTERVAL)
 
     def leave(self, count: int) -> None:
         """Operations in memory stay in the spool, without a verdict."""

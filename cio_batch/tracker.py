@@ -37,10 +37,9 @@ from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, overload
 
 import attrs
-from ulid_transform import ulid_now
 
+from cio_batch import ids, signals
 from cio_batch import operations as ops
-from cio_batch import signals
 from cio_batch.chunks import Backlog
 from cio_batch.dead_letters import DeadLetter, OnDeadLetter, Refusal
 from cio_batch.delivery import Delivery
@@ -360,6 +359,7 @@ class CioBatchTracker(Generic[E]):
             counters=self._counters,
             settle=self._settle,
             durable=self._spool is not None,
+            forgotten=None if self._spool is None else self._see_forgotten,
         )
 
     def __repr__(self) -> str:
@@ -437,7 +437,7 @@ class CioBatchTracker(Generic[E]):
         # An event with data, the commonest, pays two nanoseconds for the typed ones.
         if data is None and type(name) is not str and isinstance(name, CioEvent):
             name, data = name.event_name, name.wire_data() or None
-        operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ulid_now)
+        operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id)
         # From here on the same as _admit and queue.offer, written out: their calls would cost a tenth of it all.
         if get_ident() != self._open_thread or not self._is_running():
             self._enter()
@@ -461,7 +461,7 @@ class CioBatchTracker(Generic[E]):
         # With a spool and nothing else, the short way to the bytes.
         if data is None and isinstance(name, CioEvent):
             name, data = name.event_name, name.wire_data() or None
-        await self._admit(ops.encode_event(user_id, name, data, timestamp, id, time.time(), ulid_now))
+        await self._admit(ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id))
 
     @overload
     def enqueue_nowait(
@@ -892,7 +892,7 @@ class CioBatchTracker(Generic[E]):
                     self._call_in_loop(foreign, self._drop_at_door, (), "before_enqueue")
                 return None
             draft = redacted
-        operation = ops.encode(draft, now=time.time(), new_id=ulid_now)
+        operation = ops.encode(draft, now=time.time(), new_id=ids.new_id)
         if self._check is not None:
             self._check(operation)
         return operation
@@ -1516,6 +1516,11 @@ class CioBatchTracker(Generic[E]):
             self._mourner.call(letters)
 
     # ------------------------------------------------------------------------------- inside: what a spool takes away
+
+    async def _see_forgotten(self) -> None:
+        """Wait until everything that is settled is gone from the spool."""
+        if self._spooling is not None:
+            await self._spooling.see_forgotten()
 
     def _count_unread(self, verdict: Verdict, count: int, reason: str) -> None:
         """Operations that were in the spool only have ended there."""

@@ -321,6 +321,30 @@ async def test_close_after_a_loop_that_ended_during_close(sim: Simulator) -> Non
     assert sent_numbers(sim, "id", "u") == [0]
 
 
+async def test_no_two_children_make_the_same_ids(sim: Simulator, tmp_path: Path) -> None:
+    """Children of a parent that had made ids have random bits of their own: the service takes no event for another."""
+    await run(
+        sim,
+        tmp_path,
+        """
+        def work():
+            asyncio.run(send_and_close(CioBatchTracker(), "child", range(20)))
+
+        async def main():
+            async with tracker:
+                await send(tracker, "parent", range(10))
+                for _ in range(3):
+                    await in_child(work)
+                await send(tracker, "parent", range(10, 30))
+
+        asyncio.run(main())
+        """,
+    )
+    ids = [event["id"] for person in ("parent", "child") for event in sim.workspace.person("id", person).events]
+    # All but the time: the children of this test are not in the same millisecond, those of a server are.
+    assert len({made[10:] for made in ids}) == len(ids) == 30 + 3 * 20
+
+
 async def test_a_second_loop_beside_the_first_is_refused(sim: Simulator) -> None:
     """One tracker serves one loop at a time; another one that runs meanwhile gets a clear error, and harms nothing."""
     async with CioBatchTracker(settings_for(sim), flush_interval=60.0) as tracker:
