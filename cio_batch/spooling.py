@@ -324,10 +324,12 @@ class Spooling:
         if self._reading is not task:
             return
         self._reading = None
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            self.refill()  # by somebody else, as at the end of asyncio.run: a drain has no second to spare
+            return
+        if (error := task.exception()) is not None:
             _logger.error("reading the spool failed (%s) and is tried again", whereabouts(error))
-        if self.unread and self._has_memory() and self.is_open:
-            # Somebody cancelled it, or the disk is at fault.
+        if self.unread and self._has_memory() and self.is_open:  # the disk is at fault
             task.get_loop().call_later(_RETRY_INTERVAL, self.refill)
 
     async def _read(self) -> None:
