@@ -139,6 +139,7 @@ class Spooling:
         Raises:
             SpoolError: It cannot be opened.
         """
+        self._waiting.clear()  # who waited for room did so in a loop that is gone
         contents = await self._spool.open(self._receive, self._purged)
         self.is_open = True
         self._take_stock(contents, outstanding)
@@ -400,6 +401,6 @@ class Spooling:
 
 
 def _fail(future: asyncio.Future[None], error: Exception) -> None:
-    if not future.done():
+    if not future.done() and not future.get_loop().is_closed():
         future.set_exception(error)
         future.exception()  # retrieved: whoever waited may have been cancelled in this very moment

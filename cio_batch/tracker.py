@@ -732,7 +732,7 @@ class CioBatchTracker(Generic[E]):
             pass
         finally:
             watch.callers -= 1
-            if not watch.callers:
+            if not watch.callers and watch in self._watches:
                 self._watches.remove(watch)
         return watch.report()
 
@@ -1141,6 +1141,7 @@ class CioBatchTracker(Generic[E]):
         spooling.begin()
 
     async def _load_anew(self, spooling: Spooling) -> None:
+        self._watches.clear()  # who waited did so in a loop that is gone
         if spooling.is_open:  # its loop ended without close(), and what it reported since was not heard
             await spooling.close(_SPOOL_GRACE)
             # What is in memory stands in the spool as well, and is read back from there.
@@ -1173,6 +1174,7 @@ class CioBatchTracker(Generic[E]):
         self._thread = threading.get_ident()
         self._timer = None
         self._tasks.clear()
+        self._watches.clear()  # who waited did so in a loop that is gone, and cannot be woken
         self._queue.forget_waiters()
         self._wake = asyncio.Event()
         self._quiet = asyncio.Event()

@@ -88,7 +88,7 @@ async def test_everything_is_delivered_at_the_last_moment(sim: Simulator, tmp_pa
 async def test_what_the_deadline_does_not_allow_is_spooled_or_named(
     sim: Simulator, tmp_path: Path, how: str, kept: bool
 ) -> None:
-    """A slow service gets what it can take in time; the rest is counted in the warning, and a spool delivers it later."""
+    """A slow service gets what it can take; the rest is counted in the warning, and a spool delivers it later."""
     sim.latency = 0.2
     spool = spool_in(tmp_path, kept)
     ending = await end(sim, f"slowly {how}", EVENTS, spool)
@@ -123,7 +123,7 @@ async def test_a_dead_service_keeps_no_program_beyond_the_deadline(sim: Simulato
     assert f"{EVENTS} of them without success" in warning
     if kept:
         sim.faults.clear()
-        again = await end(sim, how, 0, spool)
+        again = await end(sim, "returns", 0, spool)
         assert (again.recovered, again.delivered) == (EVENTS, EVENTS)
         assert_in_order(sim, EVENTS)
 
