@@ -325,7 +325,7 @@ class CioBatchTracker(Generic[E]):
         self._drained: Callable[[], None] | None = None
         self._signal_watch: signals.Watch | None = None
         self._foreign: set[concurrent.futures.Future[None]] = set()
-        self._finalizer = weakref.finalize(self, _warn_of_unclosed, self._queue, self._spool)
+        self._finalizer = weakref.finalize(self, _warn_of_unclosed, self._queue, self._spooling)
 
     def _new_spooling(self, spool: Spool) -> Spooling:
         me = weakref.ref(self)  # the thread of the spool outlives the tracker
@@ -736,7 +736,7 @@ class CioBatchTracker(Generic[E]):
             pass
         finally:
             watch.callers -= 1
-            if not watch.callers:
+            if not watch.callers and watch in self._watches:
                 self._watches.remove(watch)
         return watch.report()
 
@@ -1156,6 +1156,7 @@ class CioBatchTracker(Generic[E]):
         spooling.begin()
 
     async def _load_anew(self, spooling: Spooling) -> None:
+        self._watches.clear()  # who waited did so in a loop that is gone
         if spooling.is_open:  # its loop ended without close(), and what it reported since was not heard
             await spooling.close(_SPOOL_GRACE)
             # What is in memory stands in the spool as well, and is read back from there.
@@ -1188,6 +1189,7 @@ class CioBatchTracker(Generic[E]):
         self._thread = get_ident()
         self._timer = None
         self._tasks.clear()
+        self._watches.clear()  # who waited did so in a loop that is gone, and cannot be woken
         self._queue.forget_waiters()
         self._wake = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -1411,6 +1413,8 @@ class CioBatchTracker(Generic[E]):
         # nothing to drain, because the transport's connections belong to the loop that ends.
         then = _State.CLOSED if self._state is _State.DRAINING else _State.NEW
         held, left_before = self._held, 0 if self._spooling is not None else self._left
+        # This is the flush task, and it drains from here on: another one hands over what is read back from a spool.
+        self._tasks.pop("flush", None)
         drain: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
         self._closing = drain  # whoever calls close() now waits for this one
         try:
@@ -1603,8 +1607,10 @@ def _kept(spool: Spool | None) -> str:
     return "" if spool is None else " (they stay in the spool, and are sent after the next start)"
 
 
-def _warn_of_unclosed(queue: OperationQueue, spool: Spool | None) -> None:
-    if spool is not None:
+def _warn_of_unclosed(queue: OperationQueue, spooling: Spooling | None) -> None:
+    if spooling is not None:
+        if not spooling.is_open:  # it never started, or a last resort closed the file
+            return
         warnings.warn(
             f"a CioBatchTracker was not closed; the {queue.held} operations that it had in memory stay in the spool: "
             "use `async with tracker` or `await tracker.close()`",
