@@ -335,7 +335,7 @@ def _add_tune(tune: argparse.ArgumentParser) -> None:
         "--events", type=_count, metavar="N", help="the most events of a measurement (with --url 20000, else no bound)"
     )
     tune.add_argument(
-        "--people", type=_count, metavar="N", help="of how many people, in turn (with --url 10000, else 200000)"
+        "--people", type=_count, metavar="N", help="of how many people, in turn (with --url 1000, else 100000)"
     )
     tune.add_argument("--chart", type=Path, metavar="FILE", help="write a heat map: .png or .svg (needs matplotlib)")
     tune.add_argument("--json", action="store_true", dest="as_json", help="print the result as JSON")

@@ -74,23 +74,20 @@ class Measurement:
 
 
 def full_load_points(
-    batch_sizes: Iterable[int], concurrencies: Iterable[int], people: int, events: int | None
+    batch_sizes: Iterable[int], concurrencies: Iterable[int], events: int | None
 ) -> tuple[list[Point], list[Point]]:
     """Make the grid of full load.
 
     Args:
         batch_sizes: Operations in a call.
         concurrencies: Calls in flight.
-        people: How many people the events have. Calls in flight never share a person, so fewer people than there are
-            operations in flight would hold calls back.
-        events: The most events of one run; fewer than two rounds of calls tell nothing.
+        events: The most events of one run, ``None`` for no bound; fewer than two rounds of calls tell nothing.
 
     Returns:
-        The points to measure, and those that so few people or events leave out.
+        The points to measure, and those that so few events leave out.
     """
     points = [Point(*each) for each in itertools.product(sorted(set(concurrencies)), sorted(set(batch_sizes)))]
-    most = people if events is None else min(people, events // 2)
-    fits = [point.concurrency * point.batch_size <= most for point in points]
+    fits = [events is None or point.concurrency * point.batch_size * 2 <= events for point in points]
     return list(itertools.compress(points, fits)), [point for point, fit in zip(points, fits, strict=True) if not fit]
 
 

@@ -132,7 +132,7 @@ def test_credentials_that_are_refused(service: Service) -> None:
     [
         (
             ["--url", URL],
-            "up to 580,000 real events named cio_batch_tune of up to 10,000 people named cio-batch-tune-1",
+            "up to 580,000 real events named cio_batch_tune of up to 1,000 people named cio-batch-tune-1",
         ),
         (["--url", URL], f"to {URL}, to the workspace of CUSTOMERIO_SITE_ID: take one for tests, and say"),
         (["--events", "10"], "no combination can be measured: concurrency times batch size must be at most"),
