@@ -22,7 +22,8 @@ from cio_batch.simulator.rates import AppRates, Turnstile
 _OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 3\r\n\r\n{}\n"
 _TOO_MANY: Final = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
 _LENGTH: Final = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
-_LEEWAY: Final = 1.05  # calls that were spaced exactly arrive a little unevenly
+_LEEWAY: Final = 1.1  # calls that were spaced exactly arrive unevenly on a busy machine
+_MORE: Final = 5
 
 
 class _Service:
@@ -32,7 +33,7 @@ class _Service:
         self.text = text
         self.calls = self.refused = self.found = 0
         self._latency = latency
-        rates = None if rate_limit is None else AppRates(sends_per_second=math.ceil(rate_limit * _LEEWAY) + 1)
+        rates = None if rate_limit is None else AppRates(sends_per_second=math.ceil(rate_limit * _LEEWAY) + _MORE)
         self._turnstile = Turnstile(rates)  # a window that slides over one second, whatever it lets through
         self._loop = asyncio.get_running_loop()
 

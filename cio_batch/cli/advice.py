@@ -22,6 +22,7 @@ from cio_batch.cli.sweep import Measurement, Point
 TOLERANCE: Final = 0.05
 """Share of the best below which a setting is worse, and not just unlucky."""
 
+_CANDIDATES: Final = 0.5  # of the best: further down not even a disturbed run can have been the knee
 _BUSY: Final = 0.85  # of one core, from which on more calls at a time cannot help
 _NEAR_LIMIT: Final = 0.9
 _HEADROOM: Final = 2.0  # times the usual rate that a setting should carry: a backlog has to shrink again
@@ -78,6 +79,19 @@ def knee(measurements: Sequence[Measurement]) -> Measurement | None:
         return None
     enough = (1 - TOLERANCE) * max(each.events_per_second for each in usable)
     return min((each for each in usable if each.events_per_second >= enough), key=lambda each: each.point)
+
+
+def worth_repeating(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Return those of full load that might turn out to be the knee in a second run; a single one has no rival."""
+    usable = [each for each in at_full_load(measurements) if each.events and not each.undelivered]
+    enough = _CANDIDATES * max((each.events_per_second for each in usable), default=0.0)
+    near = [each for each in usable if each.events_per_second >= enough]
+    return near if len(near) > 1 else []
+
+
+def better(first: Measurement, second: Measurement) -> Measurement:
+    """Return the run of a point that counts: whatever disturbs a run makes it slower."""
+    return second if second.events_per_second > first.events_per_second and not second.undelivered else first
 
 
 def recommend(
@@ -153,10 +167,15 @@ def _what_limits(chosen: Measurement, measurements: Sequence[Measurement], rate_
             f"The CPU is what limits it ({chosen.cpu_share:.0%} of a core): more calls at a time bring nothing, "
             "a second process does."
         )
-    said = f"The service's latency is what limits it (this process takes {chosen.cpu_share:.0%} of a core)"
     if chosen.point.concurrency == max(each.point.concurrency for each in at_full_load(measurements)):
-        return f"{said}, and this is the highest concurrency that was measured: try more by --concurrencies."
-    return f"{said}."
+        return (
+            f"The service's latency is what limits it (this process takes {chosen.cpu_share:.0%} of a core), and this "
+            "is the highest concurrency that was measured: try more by --concurrencies."
+        )
+    return (
+        f"More calls at a time brought nothing, although this process takes {chosen.cpu_share:.0%} of a core: the "
+        "service, the network or another program on this machine is what limits it."
+    )
 
 
 def _what_suffices(chosen: Measurement, measurements: Sequence[Measurement], event_rate: float) -> list[str]:

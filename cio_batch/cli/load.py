@@ -35,6 +35,7 @@ DRAIN: Final = 5.0
 _NO_TIME: Final = 0.1
 _RETRY: Final = RetryOptions(max_retries=3, base_delay=0.2)
 _MAX_PENDING: Final = 100_000  # the tracker's default: more than that nobody has waiting
+_TICK: Final = 0.02  # seconds' worth of events that come together: a wake-up for each would cost more than the event
 _SAMPLES: Final = 5  # events of a call whose age is looked at
 
 
@@ -151,7 +152,7 @@ class Load:
         began = time.monotonic()
         for number, person in enumerate(people):
             ahead = number / event_rate - (time.monotonic() - began)
-            if ahead > 0:
+            if ahead > _TICK:
                 await asyncio.sleep(ahead)
             await tracker.enqueue(person, EVENT, self._data)
 

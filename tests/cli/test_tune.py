@@ -43,20 +43,20 @@ def test_it_measures_recommends_and_draws(tmp_path: Path) -> None:
 
 def test_the_numbers_are_those_of_the_service(tmp_path: Path) -> None:
     """Events per second and ages follow from the latency, and every call was one of the service's."""
-    grid = ("--batch-sizes", "50", "--concurrencies", "2", "--flush-intervals", "0.2")
+    grid = ("--batch-sizes", "50", "--concurrencies", "2", "--flush-intervals", "0.2", "--event-rate", "100")
     chart = tmp_path / "chart.png"
-    finished = run("tune", "--latency", "0.05", "--duration", "0.5", *grid, "--json", "--chart", str(chart))
+    finished = run("tune", "--latency", "0.05", "--duration", "0.3", *grid, "--json", "--chart", str(chart))
 
     assert finished.returncode == 0, finished.stderr
     content = json.loads(finished.stdout)
     assert content["complete"]
     full, paced = content["measurements"]
-    assert 50 * 2 / 0.05 * 0.5 < full["events_per_second"] <= 50 * 2 / 0.05
+    assert 50 * 2 / 0.05 * 0.25 < full["events_per_second"] < 50 * 2 / 0.05 * 1.1
     assert full["p50_age"] >= 0.049
     assert full["p99_age"] >= full["p50_age"]
     assert full["cpu_us_per_event"] > 0
-    assert paced["event_rate"] == 500
-    assert 0.2 <= paced["p99_age"] < 1
+    assert paced["event_rate"] == 100
+    assert 0.2 <= paced["p99_age"] < 2
     assert content["recommendation"]["batch_size"] == 50
     calls = sum(each["calls"] for each in content["measurements"])
     assert content["local_service"]["calls"] == calls + 1  # the first event
@@ -66,15 +66,15 @@ def test_the_numbers_are_those_of_the_service(tmp_path: Path) -> None:
 
 def test_it_keeps_to_the_rate_limit() -> None:
     """No call is refused, and the limit is named as the reason."""
-    grid = ("--batch-sizes", "5", "--concurrencies", "10", "--flush-intervals", "0.1", "--event-rate", "100")
-    finished = run("tune", "--rate-limit", "50", *QUICK, *grid, "--json")
+    grid = ("--batch-sizes", "5", "--concurrencies", "4", "--flush-intervals", "0.1", "--event-rate", "100")
+    finished = run("tune", "--rate-limit", "20", *QUICK, *grid, "--json")
 
     assert finished.returncode == 0, finished.stderr
     content = json.loads(finished.stdout)
     full = content["measurements"][0]
-    assert full["events_per_second"] <= 5 * 50 * 1.1
+    assert full["events_per_second"] <= 5 * 20 * 1.1
     assert content["local_service"]["refused"] == full["retried_calls"] == 0
-    assert "The rate limit of 50 calls/s is what limits it" in content["recommendation"]["reasons"][1]
+    assert "The rate limit of 20 calls/s is what limits it" in content["recommendation"]["reasons"][1]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -132,7 +132,7 @@ def test_credentials_that_are_refused(service: Service) -> None:
     [
         (
             ["--url", URL],
-            "up to 580,000 real events named cio_batch_tune of up to 1,000 people named cio-batch-tune-1",
+            "up to 1,060,000 real events named cio_batch_tune of up to 1,000 people named cio-batch-tune-1",
         ),
         (["--url", URL], f"to {URL}, to the workspace of CUSTOMERIO_SITE_ID: take one for tests, and say"),
         (["--events", "10"], "no combination can be measured: concurrency times batch size must be at most"),
