@@ -245,7 +245,7 @@ class _Tuning:
                 chart.draw(options.chart, measurements, advice, options.max_age, self._title())
             except OSError as error:
                 self._screen.note(f"cio-batch: cannot write {options.chart}: {error.strerror}", "bold red")
-                return stop.exit_code if stop.signum else 1
+                return 1
             self._screen.note(f"the chart is in {options.chart}")
         if stop.signum:
             return stop.exit_code
