@@ -120,8 +120,7 @@ class Screen:
             good: The last line when nothing is broken or amiss.
         """
         if self._as_json:
-            self._out.file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
-            self._out.file.flush()
+            self._write_json(content)
             return
         table = Table(title=Text(title), title_justify="left", show_header=False)
         table.add_column(no_wrap=True)
@@ -137,6 +136,48 @@ class Screen:
             self._say(sentence, "bold yellow")
         if not broken and not amiss:
             self._say(f"✓ {good}" if self._can_say("✓") else good, "green")
+
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        parts: Sequence[Sequence[Sequence[str]]],
+        *,
+        marked: Collection[Sequence[str]],
+        content: dict[str, Any],
+        notes: Sequence[str],
+        amiss: Sequence[str],
+    ) -> None:
+        """Print a result that is a table of numbers.
+
+        Args:
+            title: Of the table.
+            columns: Their heads.
+            parts: Rows in groups, a line between these; a row is a text for each column.
+            marked: The rows that stand out.
+            content: What the JSON form holds.
+            notes: What follows from the table, a sentence each.
+            amiss: What did not go well, likewise.
+        """
+        if self._as_json:
+            self._write_json(content)
+            return
+        table = Table(title=Text(title), title_justify="left")
+        for column in columns:
+            table.add_column(Text(column), justify="right")
+        for rows in parts:
+            for row in rows:
+                table.add_row(*map(Text, row), style="bold green" if row in marked else "")
+            table.add_section()
+        self._out.print(table)
+        for sentence in notes:
+            self._say(sentence, "")
+        for sentence in amiss:
+            self._say(sentence, "bold yellow")
+
+    def _write_json(self, content: dict[str, Any]) -> None:
+        self._out.file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
+        self._out.file.flush()
 
     def _say(self, text: str, style: str) -> None:
         self._out.print(Text(text, style), soft_wrap=True)
