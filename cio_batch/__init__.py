@@ -18,11 +18,13 @@ The rooms of this house; each imports only what stands above it.
     verdicts.py      what an answer means for each operation, and what to do next                  (pure)
     stats.py         counters, frozen pictures                                                     (pure)
     dead_letters.py  what was refused or given up, as it is kept                                   (pure)
+    letter_files.py  dead letters in files: appended by some processes while another one rewrites them
     retries.py       waits between attempts; with_retry(); the only place that knows backoff
     hooks.py         on_settled, before_enqueue
     transports/      the only aiohttp: http.py, track_v2.py, track_v1.py
     clients/         TypedCioClient, CioAppClient: direct calls, awaited one by one
     spools/          durable queues beneath a tracker: SqliteSpool
+    dead_letter_file.py  DeadLetterFile, written by a thread of its own
     delivery.py      one chunk's way: semaphore, rate limit, retries, splits
     queues.py        the bounded asyncio.Queue, made for bulk
     signals.py       SIGTERM, chained
@@ -47,6 +49,8 @@ from cio_batch.clients import (
     TypedCioClient,
     WhatsAppRequest,
 )
+from cio_batch.dead_letter_file import DeadLetterFile
+from cio_batch.dead_letters import DeadLetter, Refusal
 from cio_batch.errors import (
     ApiError,
     CioBatchError,
@@ -96,6 +100,8 @@ __all__ = [
     "CioId",
     "CioObjectId",
     "ConfigurationError",
+    "DeadLetter",
+    "DeadLetterFile",
     "DeliveryError",
     "DeliveryId",
     "Draft",
@@ -112,6 +118,7 @@ __all__ = [
     "Phone",
     "PushRequest",
     "QueueFullError",
+    "Refusal",
     "Relationship",
     "Report",
     "RetryAttempt",
