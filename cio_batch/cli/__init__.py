@@ -13,6 +13,7 @@
 ``complaints``        what is wrong with the lines, each fault said a few times                (pure)
 ``lines``             one line of NDJSON → one operation                                      (pure)
 ``reading``           a file or a pipe → numbered lines, without holding up the loop
+``shipping``          operations through a tracker: fed, watched, drained, cut short
 ``weather``           the faults of a simulated run
 ``stopping``          Ctrl-C and SIGTERM as an event
 ``screen``            the only module that knows rich
