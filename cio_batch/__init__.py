@@ -31,7 +31,7 @@ The rooms of this house; each imports only what stands above it.
     tracker.py       CioBatchTracker: the queue, the flush task, the lifecycle
     factory.py       CioClientFactory: one client of each kind per process
     simulator/       a local Customer.io for demos, tests and development; knows nothing of the rest
-    cli/             cio-batch demo | send | simulate | taxonomy
+    cli/             cio-batch demo | send | dead-letters | replay | purge | simulate | taxonomy
 """
 
 from cio_batch import operations
