@@ -31,7 +31,7 @@ from typing import Final, Self
 import attrs
 
 _locked: Final[set[int]] = set()
-"""Descriptors that are locked at this moment; a child process closes what it inherited of them."""
+"""Descriptors that are locked at this moment, or wait for that; a child process closes what it inherited of them."""
 
 
 def _forget_parent() -> None:
@@ -61,8 +61,8 @@ def _lock(path: Path, flags: int, kind: int) -> Generator[int]:
     while True:
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, kind)
             _locked.add(descriptor)
+            fcntl.flock(descriptor, kind)
             if _leads_to(path, descriptor):
                 yield descriptor
                 return
@@ -244,12 +244,13 @@ class Snapshot:
 # --------------------------------------------------------------------------------------------------------- rewriting
 
 
-def rewrite(path: Path, change: Callable[[bytes], bytes | None]) -> None:
+def rewrite(path: Path, change: Callable[[bytes], bytes | None], is_done: Callable[[], bool] = lambda: False) -> None:
     """Change lines in all files, while others append.
 
     Args:
         path: The current file.
         change: Gets each line, end of line included; returns it, or another one, or ``None`` to remove it.
+        is_done: Says, after each file, whether the others need no look.
 
     Raises:
         OSError: It is not possible, and what was not changed yet stands as it was.
@@ -259,6 +260,8 @@ def rewrite(path: Path, change: Callable[[bytes], bytes | None]) -> None:
             _rewrite_one(name, change)
             if name != path and not name.stat().st_size:
                 name.unlink()
+            if is_done():
+                break
         _sync_folder(path)
 
 

@@ -97,31 +97,23 @@ def _chosen(options: Options, letters: Letters) -> Iterator[DeadLetter]:
 
 def _list(options: Options, screen: Screen, letters: Letters) -> int:
     reasons: Counter[tuple[str, str]] = Counter()
-    newest: deque[dict[str, Any]] = deque(maxlen=options.limit)
+    newest: deque[DeadLetter] = deque(maxlen=options.limit)
     for letter in _chosen(options, letters):
         last = letter.last
         reasons[last.verdict, last.reason] += 1
-        newest.append(
-            {
-                "number": letter.number,
-                "kind": letter.kind,
-                "name": letter.name,
-                "id": letter.id,
-                "verdict": last.verdict,
-                "reason": last.reason,
-                "field": last.field,
-                "status": last.status,
-                "attempts": last.attempts,
-                "at": last.at,
-                "accepted_at": letter.accepted_at,
-                "times": len(letter.refusals),
-            }
-        )
+        newest.append(letter)
     total = reasons.total()
     ranked = [(verdict, reason, count) for (verdict, reason), count in reasons.most_common()]
     if options.as_json:
         by_reason = [{"verdict": verdict, "reason": reason, "count": count} for verdict, reason, count in ranked]
-        screen.json({"total": total, "unreadable": letters.unreadable, "reasons": by_reason, "letters": list(newest)})
+        screen.json(
+            {
+                "total": total,
+                "unreadable": letters.unreadable,
+                "reasons": by_reason,
+                "letters": list(map(_entry, newest)),
+            }
+        )
         return 0
     if not total:
         screen.say("no dead letters")
@@ -132,13 +124,13 @@ def _list(options: Options, screen: Screen, letters: Letters) -> int:
         _COLUMNS,
         (
             (
-                str(each["number"]),
-                moment(each["at"]),
-                each["name"] or each["kind"],
-                each["reason"],
-                each["field"],
-                str(each["status"] or ""),
-                each["times"],
+                str(each.number),
+                moment(each.last.at),
+                each.name or each.kind,
+                each.last.reason,
+                each.last.field,
+                str(each.last.status or ""),
+                len(each.refusals),
             )
             for each in newest
         ),
@@ -146,6 +138,25 @@ def _list(options: Options, screen: Screen, letters: Letters) -> int:
     screen.table("by reason", {"verdict": False, "reason": False, "letters": True}, ranked)
     screen.say(f"{total:,} dead letters{f', {older:,} of them older than those above' if older else ''}")
     return 0
+
+
+def _entry(letter: DeadLetter) -> dict[str, Any]:
+    """What the list says of a letter: no content."""
+    last = letter.last
+    return {
+        "number": letter.number,
+        "kind": letter.kind,
+        "name": letter.name,
+        "id": letter.id,
+        "verdict": last.verdict,
+        "reason": last.reason,
+        "field": last.field,
+        "status": last.status,
+        "attempts": last.attempts,
+        "at": last.at,
+        "accepted_at": letter.accepted_at,
+        "times": len(letter.refusals),
+    }
 
 
 def _show(options: Options, screen: Screen, letters: Letters) -> int:

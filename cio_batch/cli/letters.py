@@ -17,7 +17,7 @@ from __future__ import annotations
 import abc
 import itertools
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeAlias
@@ -236,13 +236,13 @@ class _FileLetters(Letters):
             changed = attrs.evolve(letter, refusals=(*letter.refusals, refusal))
             changes.setdefault(letter.body, []).append((letter, changed.to_line()))
         if changes:
-            rewrite(self._path, _by(changes))
+            rewrite(self._path, _by(changes), lambda: not changes)
 
     def close(self) -> None:
         self._snapshot.close()
 
 
-def _by(changes: Mapping[bytes, list[tuple[DeadLetter, bytes | None]]]) -> Callable[[bytes], bytes | None]:
+def _by(changes: dict[bytes, list[tuple[DeadLetter, bytes | None]]]) -> Callable[[bytes], bytes | None]:
     def change(line: bytes) -> bytes | None:
         candidates = changes.get(body_of(line))
         if not candidates:
@@ -254,6 +254,8 @@ def _by(changes: Mapping[bytes, list[tuple[DeadLetter, bytes | None]]]) -> Calla
         for index, (letter, changed) in enumerate(candidates):
             if (letter.refusals, letter.accepted_at) == (found.refusals, found.accepted_at):
                 del candidates[index]  # of equal lines each one is a letter of its own
+                if not candidates:
+                    del changes[letter.body]
                 return changed
         return line
 
