@@ -27,6 +27,7 @@ The rooms of this house; each imports only what stands above it.
     dead_letter_file.py  DeadLetterFile, written by a thread of its own
     delivery.py      one chunk's way: semaphore, rate limit, retries, splits
     queues.py        the bounded asyncio.Queue, made for bulk
+    spooling.py      the way through a spool: from the door to the disk, and from there into the queue
     signals.py       SIGTERM, chained
     tracker.py       CioBatchTracker: the queue, the flush task, the lifecycle
     factory.py       CioClientFactory: one client of each kind per process
@@ -61,6 +62,8 @@ from cio_batch.errors import (
     InvalidOperationError,
     QueueFullError,
     SendOutcomeUnknownError,
+    SpoolError,
+    SpoolLockedError,
     TrackerClosedError,
     UnreachableError,
     WrongLoopError,
@@ -128,6 +131,8 @@ __all__ = [
     "SettledChunk",
     "SettledOperation",
     "SmsRequest",
+    "SpoolError",
+    "SpoolLockedError",
     "Stats",
     "Taxonomy",
     "TrackerClosedError",

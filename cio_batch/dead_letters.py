@@ -116,7 +116,10 @@ class DeadLetter:
         Raises:
             ValueError: It is something else (``InvalidOperationError`` where only the operation is at fault).
         """
+        msg = "a dead letter must be a line of JSON as cio_batch writes it"
         body = body_of(line)
+        if not body:
+            raise ValueError(msg)
         decode(body)
         refusals: tuple[Refusal, ...] = ()
         accepted_at: Any = None
@@ -128,7 +131,6 @@ class DeadLetter:
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             pass
         if not refusals:
-            msg = "a dead letter must be a line of JSON as cio_batch writes it"
             raise ValueError(msg)
         return cls(body, refusals, accepted_at, number)
 

@@ -19,13 +19,14 @@ Rules:
 1. A text holds sizes, limits, names of fields and settings, statuses: never a key, never content.
 2. What a program may want to branch on is an attribute, not a text.
 3. An error raised by ``enqueue`` and its like means that the operation was not accepted.
+4. An error can be pickled and copied, with all that it says.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -38,6 +39,17 @@ class CioBatchError(Exception):
     """
 
     retryable: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default would call the class with the text alone, and a worker's error would break the pool it came from.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(cls: type[CioBatchError], arguments: tuple[object, ...], attributes: dict[str, object]) -> CioBatchError:
+    """Make an error that was pickled or copied again."""
+    error = cls.__new__(cls, *arguments)
+    error.__dict__.update(attributes)
+    return error
 
 
 class ConfigurationError(CioBatchError, ValueError):

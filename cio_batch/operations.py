@@ -39,7 +39,7 @@ import orjson
 
 from cio_batch.errors import InvalidOperationError
 from cio_batch.events import MAX_NAME_BYTES as MAX_NAME_BYTES  # one of the limits of this module, too
-from cio_batch.events import CioEvent, Declared
+from cio_batch.events import CioEvent, Declared, UserAttributes
 from cio_batch.values import MAX_ATTRIBUTE_NAME_BYTES as MAX_ATTRIBUTE_NAME_BYTES
 
 MAX_OPERATION_BYTES: Final = 32_000
@@ -313,10 +313,13 @@ def identify(
     relationships: Iterable[ObjectRef | Relationship] | None = None,
 ) -> Draft:
     """Make or change a person. Source: schema ``identify_person``."""
+    if isinstance(attributes, CioEvent):
+        reason = f"must be a dict, UserAttributes or another object, got {type(attributes).__name__}, which is an event"
+        raise InvalidOperationError("attributes", reason)
     return Draft(
         kind="person.identify",
         subject=user_id,
-        attributes=attributes.wire_data() if isinstance(attributes, Declared) else attributes,
+        attributes=attributes.wire_data() if isinstance(attributes, UserAttributes) else attributes,
         timestamp=timestamp,
         relationships=None if relationships is None else _related(relationships),
     )
@@ -432,8 +435,10 @@ def delivery_event(delivery_id: str, metric: DeliveryMetric, device_token: str) 
 def _related(
     targets: Iterable[PersonId | AnonymousId | ObjectRef | Relationship],
 ) -> tuple[Relationship, ...]:
-    if isinstance(targets, str):  # it is iterable, too: each letter would become a person
-        raise InvalidOperationError("relationships", "must be a list or another iterable, got str")
+    # Text is iterable, too: each letter would become a person.
+    if isinstance(targets, (str, bytes)) or not isinstance(cast("object", targets), Iterable):
+        reason = f"must be a list or another iterable, got {type(targets).__name__}"
+        raise InvalidOperationError("relationships", reason)
     return tuple(target if isinstance(target, Relationship) else Relationship(target) for target in targets)
 
 
