@@ -18,12 +18,14 @@ The rooms of this house; each imports only what stands above it.
     verdicts.py      what an answer means for each operation, and what to do next                  (pure)
     stats.py         counters, frozen pictures                                                     (pure)
     dead_letters.py  what was refused or given up, as it is kept                                   (pure)
+    letter_files.py  dead letters in files: appended by some processes while another one rewrites them
     retries.py       waits between attempts; with_retry(); the only place that knows backoff
     ids.py           the ids of events, different ones in every process
     hooks.py         on_settled, before_enqueue
     transports/      the only aiohttp: http.py, track_v2.py, track_v1.py
     clients/         TypedCioClient, CioAppClient: direct calls, awaited one by one
     spools/          durable queues beneath a tracker: SqliteSpool
+    dead_letter_file.py  DeadLetterFile, written by a thread of its own
     delivery.py      one chunk's way: semaphore, rate limit, retries, splits
     queues.py        the bounded asyncio.Queue, made for bulk
     spooling.py      the way through a spool: from the door to the disk, and from there into the queue
@@ -31,7 +33,7 @@ The rooms of this house; each imports only what stands above it.
     tracker.py       CioBatchTracker: the queue, the flush task, the lifecycle
     factory.py       CioClientFactory: one client of each kind per process
     simulator/       a local Customer.io for demos, tests and development; knows nothing of the rest
-    cli/             cio-batch demo | send | simulate | taxonomy | tune
+    cli/             cio-batch demo | send | dead-letters | replay | purge | simulate | taxonomy | tune
 """
 
 from cio_batch import operations
@@ -49,6 +51,7 @@ from cio_batch.clients import (
     TypedCioClient,
     WhatsAppRequest,
 )
+from cio_batch.dead_letter_file import DeadLetterFile
 from cio_batch.dead_letters import DeadLetter, Refusal
 from cio_batch.errors import (
     ApiError,
@@ -102,6 +105,7 @@ __all__ = [
     "CioObjectId",
     "ConfigurationError",
     "DeadLetter",
+    "DeadLetterFile",
     "DeliveryError",
     "DeliveryId",
     "Draft",

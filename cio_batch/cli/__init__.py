@@ -1,9 +1,12 @@
-"""The command ``cio-batch``: a demo, a sender of NDJSON files, a local Customer.io, a taxonomy, a tuner.
+"""The command ``cio-batch``: a demo, a sender of NDJSON files, dead letters, a local Customer.io, a taxonomy, a tuner.
 
 ====================  =================================================================================
 ``demo``              events through a tracker and every fault; its producers are stopped half-way
 ``send``              operations from an NDJSON file to Customer.io, or to a simulator
 ``simulate``          a local Customer.io until Ctrl-C
+``dead_letters``      what was refused or given up: a list, one of them, an export
+``replay``            dead letters, sent again
+``purge``             a person, removed from a spool or from dead letters
 ``taxonomy``          typed events → JSON Schema → typed events
 ``tune``              which batch size, concurrency and flush interval are right, by measuring
 ``_producer``         the process that the demo stops
@@ -13,7 +16,9 @@
 ``ledger``            what was sent from a file against what the service has                  (pure)
 ``complaints``        what is wrong with the lines, each fault said a few times                (pure)
 ``lines``             one line of NDJSON → one operation                                      (pure)
+``letters``           where dead letters are kept, a database or files, as one thing
 ``reading``           a file or a pipe → numbered lines, without holding up the loop
+``shipping``          operations through a tracker: fed, watched, drained, cut short
 ``weather``           the faults of a simulated run
 ``sweep``             the points of a tuning run, and the numbers that a run of one comes to  (pure)
 ``advice``            measurements → which settings, and why                                  (pure)
@@ -30,22 +35,30 @@ Rules:
 2. A command returns its exit code: 0 when everything went well, 1 when something did not, 2 when it could not
    begin (usage, settings that are missing or malformed, a missing package), otherwise 128 and the number of the
    signal that stopped it.
-3. No key and no content is printed: line numbers, ids, sizes, reasons.
+3. No key and no content is printed: line numbers, ids, sizes, reasons. (Whoever asks for a dead letter gets it whole.)
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime as dt
 import importlib.util
 import math
+import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cio_batch._version import __version__
 
+if TYPE_CHECKING:
+    from cio_batch.cli.letters import Wanted
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_AGE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)([smhdw])")
 MIN_EVENTS: Final = 1_000
 """The demo's fewest events: below that, there are too few calls for every fault to meet one."""
 
@@ -82,6 +95,10 @@ def _run(argv: Sequence[str] | None) -> int:
             _check_combination(arguments)
         elif arguments.command == "tune":
             _check_tune(arguments)
+        if arguments.command == "purge" and not any(
+            each is not None for each in (arguments.person, arguments.email, arguments.phone, arguments.cio_id)
+        ):
+            arguments.parser.error("say whom: PERSON, --email, --phone or --cio-id")
     except SystemExit as error:  # --help, --version, a wrong argument: argparse has printed already
         return error.code if isinstance(error.code, int) else 2
     if arguments.command == "taxonomy":
@@ -149,6 +166,47 @@ def _run(argv: Sequence[str] | None) -> int:
                     as_json=arguments.as_json,
                 )
             )
+        case "dead-letters":
+            from cio_batch.cli import dead_letters
+
+            return dead_letters.run(
+                dead_letters.Options(
+                    action=arguments.action,
+                    path=arguments.path,
+                    wanted=_wanted(arguments),
+                    which=getattr(arguments, "which", ""),
+                    limit=getattr(arguments, "limit", 0),
+                    out=getattr(arguments, "out", None),
+                    as_json=getattr(arguments, "as_json", False),
+                )
+            )
+        case "replay":
+            from cio_batch.cli import replay
+
+            return replay.run(
+                replay.Options(
+                    path=arguments.path,
+                    wanted=_wanted(arguments),
+                    dry_run=arguments.dry_run,
+                    batch_size=arguments.batch_size,
+                    concurrency=arguments.concurrency,
+                    dotenv=arguments.dotenv,
+                    as_json=arguments.as_json,
+                )
+            )
+        case "purge":
+            from cio_batch.cli import purge
+
+            return purge.run(
+                purge.Options(
+                    path=arguments.path,
+                    person=arguments.person,
+                    email=arguments.email,
+                    phone=arguments.phone,
+                    cio_id=arguments.cio_id,
+                    as_json=arguments.as_json,
+                )
+            )
         case _:
             from cio_batch.cli import simulate
 
@@ -186,7 +244,7 @@ def _check_tune(arguments: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cio-batch", description="Customer.io from the command line.")
     parser.add_argument("--version", action="version", version=f"cio-batch {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="demo | send | simulate | taxonomy | tune")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     demo = commands.add_parser(
         "demo",
@@ -249,6 +307,8 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--latency", type=_seconds, default=0.0, metavar="S", help="seconds that an answer takes")
     simulate.add_argument("--faults", type=_share, default=0.0, metavar="R", help="faults per call, from 0 to 1 (none)")
     _add_seed(simulate)
+
+    _add_dead_letters(commands)
 
     taxonomy = commands.add_parser(
         "taxonomy",
@@ -341,6 +401,82 @@ def _add_tune(tune: argparse.ArgumentParser) -> None:
     tune.add_argument("--json", action="store_true", dest="as_json", help="print the result as JSON")
 
 
+def _add_dead_letters(commands: Any) -> None:
+    kept = "a spool's database, or a file of dead letters (with those that it was before: PATH.1, PATH.2, …)"
+    dead_letters = commands.add_parser(
+        "dead-letters",
+        help="look at what was refused or given up",
+        description="Look at what was refused or given up. A service may run meanwhile. Exit code 1 when some cannot "
+        "be read, 2 when none can.",
+    )
+    actions = dead_letters.add_subparsers(dest="action", metavar="list | show | export", required=True)
+    listing = actions.add_parser("list", help="a table of the newest, and how many there are by reason")
+    listing.add_argument("path", metavar="PATH", help=kept)
+    listing.add_argument("--limit", type=_count, default=50, metavar="N", help="how many are shown (%(default)s)")
+    show = actions.add_parser("show", help="one of them whole, with its history")
+    show.add_argument("path", metavar="PATH", help=kept)
+    show.add_argument("which", metavar="NUMBER|ID", help="its number in the list, or the id of its event")
+    for action in (listing, show):
+        action.add_argument("--json", action="store_true", dest="as_json", help="print it as JSON")
+    export = actions.add_parser(
+        "export", help="all of them as NDJSON", description="Write them as NDJSON, each whole, with its history."
+    )
+    export.add_argument("path", metavar="PATH", help=kept)
+    export.add_argument("--out", metavar="FILE", help="a new file to write to, instead of standard output")
+
+    replay = commands.add_parser(
+        "replay",
+        help="send dead letters again",
+        description="Send dead letters again, with the same bytes and ids, in order per person. What is delivered is "
+        "removed; what is refused again is kept with its history; what is not tried stays as it is. A service may run "
+        "meanwhile. Credentials come from CUSTOMERIO_SITE_ID and CUSTOMERIO_TRACK_API_KEY. Exit code 1 when something "
+        "was refused again or the credentials were, 2 when it could not begin, otherwise 130 or 143 when stopped by "
+        "Ctrl-C or SIGTERM.",
+    )
+    replay.add_argument("path", metavar="PATH", help=kept)
+    replay.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
+    replay.add_argument("--dotenv", action="store_true", help="read a .env file beneath the environment")
+    replay.add_argument("--batch-size", type=_count, metavar="N", help="operations in a call at most")
+    replay.add_argument("--concurrency", type=_count, default=10, metavar="N", help="calls at a time (%(default)s)")
+    replay.add_argument("--json", action="store_true", dest="as_json", help="print the result as JSON")
+    for action in (listing, export, replay):
+        action.add_argument(
+            "--name", metavar="NAME", help="only events of that name, or operations of that kind (person.identify)"
+        )
+        action.add_argument("--reason", metavar="REASON", help="only those refused for that reason the last time")
+        action.add_argument(
+            "--since",
+            type=_moment,
+            metavar="WHEN",
+            help="only those refused since then: 2026-01-31, 2026-01-31T12:00 (in UTC, unless it says otherwise), or "
+            "an age: 90s, 30m, 2h, 7d",
+        )
+
+    purge = commands.add_parser(
+        "purge",
+        help="remove a person from a spool or from dead letters",
+        description="Remove a person's operations and dead letters, as a request for deletion demands. A spool is "
+        "purged while no service owns it; a running one does it by `await spool.purge(person)`. Someone who was "
+        "tracked under an id and under an email is two persons here: say both. Exit code 1 when something could not "
+        "be looked into, 2 when nothing was removed.",
+    )
+    purge.set_defaults(parser=purge)
+    purge.add_argument("path", metavar="PATH", help=kept)
+    purge.add_argument("person", metavar="PERSON", nargs="?", help="the person's id")
+    purge.add_argument("--email", metavar="EMAIL", help="the email address by which the person was tracked")
+    purge.add_argument("--phone", metavar="PHONE", help="the phone number, as +15551234567")
+    purge.add_argument("--cio-id", metavar="ID", help="the id that Customer.io gave")
+    purge.add_argument("--json", action="store_true", dest="as_json", help="print the result as JSON")
+
+
+def _wanted(arguments: argparse.Namespace) -> Wanted:
+    from cio_batch.cli.letters import Wanted
+
+    if getattr(arguments, "action", "") == "show":
+        return Wanted()
+    return Wanted(name=arguments.name, reason=arguments.reason, since=arguments.since)
+
+
 def _add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (%(default)s)")
 
@@ -414,8 +550,17 @@ def _intervals(text: str) -> list[float]:
     return sorted({_positive_seconds(part) for part in text.split(",")})
 
 
+def _moment(text: str) -> float:
+    """Read a date, a time, or an age; return unix seconds."""
+    if age := _AGE.fullmatch(text):
+        return time.time() - float(age[1]) * _UNITS[age[2]]
+    when = dt.datetime.fromisoformat(text)
+    return (when if when.tzinfo is not None else when.replace(tzinfo=dt.UTC)).timestamp()
+
+
 _counts.__name__ = "list of whole numbers"
 _intervals.__name__ = "list of seconds"
 _positive_seconds.__name__ = _rate.__name__ = "number"
+_moment.__name__ = "date, time or age"
 _count.__name__ = _events.__name__ = _port.__name__ = "whole number"  # argparse names the function in its error text
 _share.__name__ = _seconds.__name__ = "number"

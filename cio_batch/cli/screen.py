@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -120,7 +120,7 @@ class Screen:
             good: The last line when nothing is broken or amiss.
         """
         if self._as_json:
-            self._write_json(content)
+            self.json(content)
             return
         table = Table(title=Text(title), title_justify="left", show_header=False)
         table.add_column(no_wrap=True)
@@ -137,7 +137,7 @@ class Screen:
         if not broken and not amiss:
             self._say(f"✓ {good}" if self._can_say("✓") else good, "green")
 
-    def table(
+    def measurements(
         self,
         title: str,
         columns: Sequence[str],
@@ -160,7 +160,7 @@ class Screen:
             amiss: What did not go well, likewise.
         """
         if self._as_json:
-            self._write_json(content)
+            self.json(content)
             return
         table = Table(title=Text(title), title_justify="left")
         for column in columns:
@@ -175,9 +175,29 @@ class Screen:
         for sentence in amiss:
             self._say(sentence, "bold yellow")
 
-    def _write_json(self, content: dict[str, Any]) -> None:
+    def json(self, content: object) -> None:
+        """Print something as JSON, on standard output."""
         self._out.file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
         self._out.file.flush()
+
+    def table(self, title: str, columns: Mapping[str, bool], rows: Iterable[Sequence[object]]) -> None:
+        """Print a table on standard output.
+
+        Args:
+            title: Of the table.
+            columns: Their names, and whether they hold numbers.
+            rows: Their cells; what cannot be printed is marked.
+        """
+        table = Table(title=Text(title), title_justify="left")
+        for name, is_number in columns.items():
+            table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(f"{cell:,}" if type(cell) is int else _printable(str(cell))) for cell in row))
+        self._out.print(table)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line of the result, on standard output."""
+        self._say(text, style)
 
     def _say(self, text: str, style: str) -> None:
         self._out.print(Text(text, style), soft_wrap=True)
@@ -188,6 +208,11 @@ class Screen:
         except UnicodeEncodeError:
             return False
         return True
+
+
+def _printable(text: str) -> str:
+    """Keep what somebody else wrote from steering the terminal."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def fault_rows(faults: Collection[tuple[str, int]], *, verbose: bool) -> list[Row]:

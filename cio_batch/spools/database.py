@@ -307,10 +307,17 @@ class Database:
 
     # ---------------------------------------------------------------------------------------------- dead letters
 
-    def letters(self) -> Iterator[DeadLetter]:
-        """Every dead letter that can be read, oldest first."""
+    def letters(self, after: int = 0, most: int = -1) -> Iterator[DeadLetter]:
+        """Dead letters that can be read, oldest first.
+
+        Args:
+            after: Those with a higher number.
+            most: From so many rows at most, -1 for all.
+        """
         for number, accepted_at, refusals, check, body in self._connection.execute(
-            "SELECT number, accepted_at, refusals, checksum, body FROM dead_letters ORDER BY number"
+            "SELECT number, accepted_at, refusals, checksum, body FROM dead_letters "
+            "WHERE number > ? ORDER BY number LIMIT ?",
+            (after, most),
         ):
             if Row(number, check, body).read() is None:
                 continue
@@ -331,7 +338,9 @@ class Database:
         """Add to the history of dead letters that were refused or given up once more."""
         with self._transaction():
             self._connection.executemany(
-                "UPDATE dead_letters SET refusals = json_insert(refusals, '$[#]', json(?)) WHERE number = ?",
+                # What cannot be read any more has no history; one such row must not hold up the others.
+                "UPDATE dead_letters SET refusals = json_insert(CASE WHEN json_valid(refusals) AND "
+                "json_type(refusals) = 'array' THEN refusals ELSE '[]' END, '$[#]', json(?)) WHERE number = ?",
                 [(orjson.dumps(attrs.asdict(refusal)).decode(), number) for number, refusal in refused],
             )
 
