@@ -275,9 +275,6 @@ class DeadLetterFile:
             if not fault:
                 self._lost_in_outage = 0
             self._condition.notify_all()
-        for _, loop, future in content:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
-                loop.call_soon_threadsafe(_resolve, future)
         if fault and not before:
             _logger.error(
                 "dead letters cannot be written to %s (%s): they are kept in memory and tried again",
@@ -302,6 +299,9 @@ class DeadLetterFile:
                 self._max_bytes,
             )
         self._warned_of_rotation = rotation_fault is not None
+        for _, loop, future in content:  # last, so that whoever waited finds everything said
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+                loop.call_soon_threadsafe(_resolve, future)
 
 
 def _is_path(value: object) -> bool:

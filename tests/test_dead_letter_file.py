@@ -294,6 +294,23 @@ def test_the_end_of_the_program_waits_for_the_disk(tmp_path: Path) -> None:
     assert read(tmp_path / "dead.ndjson") == list(range(3_000))
 
 
+def test_letters_of_the_last_moment_are_written(tmp_path: Path) -> None:
+    """When the program ends already, and no thread can be started any more (Python 3.12 and later refuse it)."""
+    run(
+        tmp_path,
+        """
+        import atexit, threading
+        file = DeadLetterFile(sys.argv[1])
+        def refuse(thread):
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+        threading.Thread.start = refuse
+        file.put([letter(1)])
+        atexit.register(lambda: file.put([letter(2)]))  # runs before the library's, which was registered earlier
+        """,
+    )
+    assert read(tmp_path / "dead.ndjson") == [1, 2]
+
+
 def test_the_end_of_the_program_does_not_wait_for_ever(tmp_path: Path) -> None:
     """Letters that no disk takes are named in the log."""
     output = run(tmp_path / "missing", "file = DeadLetterFile(sys.argv[1]); file.put([letter(1)])")
@@ -344,6 +361,8 @@ def test_processes_append_while_another_one_rewrites(tmp_path: Path) -> None:
     while any(thread.is_alive() for thread in appending):
         if path.exists():
             rewrite(path, change)
+            seen = read(path)
+            assert len(seen) == len(set(seen))  # also while files are renamed
     rewrite(path, change)
 
     left = read(path)

@@ -94,28 +94,31 @@ def test_a_wrong_time_is_a_usage_error(when: str, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("which", ["3", ulid(3)])
-def test_show(place: Place, which: str, tmp_path: Path) -> None:
+def test_show(
+    place: Place, which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By number or by id: the operation, and each refusal."""
+    monkeypatch.setenv("COLUMNS", "120")
     path = keep(tmp_path, place, LETTERS)
-    finished = run("dead-letters", "show", str(path), which)
+    assert main(["dead-letters", "show", str(path), which]) == 0
+    output = capsys.readouterr().out
+    assert "a secret explanation" in output
+    assert output.index("invalid") < output.index("status 503")
+    assert orjson.loads(output[output.index("\n{") :]) == LETTERS[2].payload
 
-    assert finished.returncode == 0, finished.stderr
-    assert "a secret explanation" in finished.stdout
-    assert finished.stdout.index("invalid") < finished.stdout.index("status 503")
-    assert orjson.loads(finished.stdout[finished.stdout.index("\n{") :]) == LETTERS[2].payload
-
-    shown = orjson.loads(run("dead-letters", "show", str(path), which, "--json").stdout)
+    assert main(["dead-letters", "show", str(path), which, "--json"]) == 0
+    shown = orjson.loads(capsys.readouterr().out)
     assert shown["number"] == 3
     assert shown["operation"] == LETTERS[2].payload
     assert shown["refusals"] == [attrs.asdict(each) for each in LETTERS[2].refusals]
 
 
-def test_show_what_is_not_there(tmp_path: Path) -> None:
+def test_show_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The exit code is 1."""
-    finished = run("dead-letters", "show", str(keep(tmp_path, "file", LETTERS)), "17")
-    assert finished.returncode == 1
-    assert "no dead letter with this number or id" in finished.stderr
-    assert finished.stdout == ""
+    assert main(["dead-letters", "show", str(keep(tmp_path, "file", LETTERS)), "17"]) == 1
+    output = capsys.readouterr()
+    assert "no dead letter with this number or id" in output.err
+    assert output.out == ""
 
 
 @pytest.mark.parametrize("place", PLACES)
