@@ -22,7 +22,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,8 +46,11 @@ _AIMED_SHARE: Final = 0.4
 _DRAINING_SHARE: Final = 0.1  # of the random kills; they hit a process that only sends what it found, and ends
 _SURE_FROM: Final = 0.8  # share of the kills from which on they are aimed at a stage that is missing
 _LONGEST_LIFE: Final = 0.25  # seconds until a random kill
+_LONGEST_DRAIN: Final = 2.0  # likewise, of a process that empties a spool that grew too large
 _PATIENCE: Final = 1.0  # seconds until an aimed kill becomes a random one
 _DRAIN_PATIENCE: Final = 90.0
+_PATIENCE_WITH_PROCESSES: Final = 20.0  # seconds that a process may take to begin, or to die of SIGKILL
+_ENOUGH: Final = 10_000  # operations in the spool, from which on it is emptied first
 _WEIGHTS: Final[dict[Kind, float]] = {
     **dict.fromkeys((kind for kind in KINDS if kind not in ORDERED_ONLY), 1.0),
     "partial": 0.3,
@@ -199,27 +202,27 @@ class Nursery:
         self._process = process
 
     async def bear(self, life: Life) -> int:
-        """Begin a life; return its pid, which is its own until :meth:`bury`."""
-        return await self._ask(orjson.dumps(attrs.asdict(life)), 10.0)
+        """Begin a life; return its pid, which is its own until :meth:`bury` has returned."""
+        self._write(orjson.dumps(attrs.asdict(life)))
+        return await self._read(_PATIENCE_WITH_PROCESSES)
 
-    async def bury(self, within: float) -> int:
-        """Wait for the end; return the exit code, negative for a signal.
+    async def bury(self, pid: int, patience: float) -> int:
+        """Wait for the end of a process, or kill it; return its exit code, negative for a signal."""
+        reading = asyncio.ensure_future(self._read(patience + _PATIENCE_WITH_PROCESSES))
+        if not (await asyncio.wait([reading], timeout=patience))[0]:
+            os.kill(pid, signal.SIGKILL)
+        code = await reading
+        self._write(b"")
+        return code
 
-        Raises:
-            TimeoutError: It lives on; go on with :meth:`await_end`.
-        """
-        return await self._ask(b"", within)
-
-    async def await_end(self, within: float) -> int:
-        """Wait for the end that :meth:`bury` did not see."""
+    async def _read(self, within: float) -> int:
         assert self._process.stdout is not None
         async with asyncio.timeout(within):
             return int(await self._process.stdout.readline())
 
-    async def _ask(self, line: bytes, within: float) -> int:
+    def _write(self, line: bytes) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(line + b"\n")
-        return await self.await_end(within)
 
 
 @contextlib.asynccontextmanager
@@ -249,6 +252,7 @@ class _Oracle:
 
     def __init__(self, seed: int, directory: Path, *, lies: bool) -> None:
         self._lies = lies
+        self._kept = 0  # operations in the spool, after the last inquest
         self._chance = random.Random(seed)
         self._directory = directory
         self._ledger = Ledger()
@@ -260,42 +264,39 @@ class _Oracle:
         """One life, from its beginning to the inquest; it may end before it is killed, if it only drains."""
         chance = self._chance
         aim, times = self._choose_aim(wanted)
-        self._brew_weather()
+        is_full = self._kept > _ENOUGH
+        if is_full:
+            aim, times = "random", 0
+        self._brew_weather((0.0,) if is_full else (0.0, 0.1, 0.3, 0.7))
         life = Life(
             number=number,
             directory=str(self._directory),
             url=self.service.url,
             seed=chance.getrandbits(32),
-            max_pending=chance.choice((40, 400, 100_000)),
-            batch_size=chance.choice((5, 50, 500)),
+            max_pending=100_000 if is_full else chance.choice((40, 400, 100_000)),
+            batch_size=500 if is_full else chance.choice((5, 50, 500)),
             synchronous=chance.choice(("FULL", "NORMAL")),
             dies_at=aim,
             times=times,
-            drains=aim == "random" and chance.random() < _DRAINING_SHARE,
+            drains=is_full or (aim == "random" and chance.random() < _DRAINING_SHARE),
             lies=self._lies,
         )
         pid = await nursery.bear(life)
         if aim == "random":
-            await asyncio.sleep(chance.uniform(0, _LONGEST_LIFE))  # the random moment; nothing is waited for
+            longest = _LONGEST_DRAIN if is_full else _LONGEST_LIFE
+            await asyncio.sleep(chance.uniform(0, longest))  # the random moment; nothing is waited for
             os.kill(pid, signal.SIGKILL)
         elif aim == "arrive":
             self._ledger.on_arrival = _Assassin(pid, times).see_arrival
-        code = await self._bury(nursery, pid, _PATIENCE)
+        code = await nursery.bury(pid, _PATIENCE)
         self._ledger.on_arrival = None
         if life.drains and code == 0:
+            self._kept = 0
             return
         self._note_end(number, code, -signal.SIGKILL)
         self.result.kills += 1
         self.result.aims["drain" if life.drains else aim] += 1
         self._hold_inquest(number)
-
-    async def _bury(self, nursery: Nursery, pid: int, patience: float) -> int:
-        """Wait for the end of a process, or kill it; return its exit code."""
-        try:
-            return await nursery.bury(patience)
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-            return await nursery.await_end(10.0)
 
     def _choose_aim(self, wanted: int) -> tuple[str, int]:
         """Choose at which step, and at which of them, the next process dies."""
@@ -312,7 +313,7 @@ class _Oracle:
         """The quiet end."""
         self.service.faults.clear()
         life = Life(number=number, directory=str(self._directory), url=self.service.url, seed=0, drains=True)
-        self._note_end(number, await self._bury(nursery, await nursery.bear(life), _DRAIN_PATIENCE), 0)
+        self._note_end(number, await nursery.bury(await nursery.bear(life), _DRAIN_PATIENCE), 0)
 
     def judge(self, lives: int) -> None:
         """Look at everything."""
@@ -345,11 +346,11 @@ class _Oracle:
         for kept in self._directory.glob("events.db.damaged*"):
             result.complaints.append(f"the spool was taken for damaged: {kept.name}")
 
-    def _brew_weather(self) -> None:
+    def _brew_weather(self, rates_of_faults: Sequence[float]) -> None:
         """Choose how the service is during the next life."""
         chance, faults = self._chance, self.service.faults
         faults.clear()
-        rate = chance.choice((0.0, 0.1, 0.3, 0.7))
+        rate = chance.choice(rates_of_faults)
         total = sum(_WEIGHTS.values())
         rates: dict[Kind, float] = {kind: rate * weight / total for kind, weight in _WEIGHTS.items()}
         faults.mix(rates, chance.getrandbits(32), latency=0.05, retry_after="0.05", partial_share=0.02)
@@ -371,6 +372,7 @@ class _Oracle:
         result = self.result
         result.stages.update({stage: 1 for stage, count in inquest.stages.items() if count} or {"idle": 1})
         result.caught.update(inquest.stages)
+        self._kept = inquest.kept
         result.largest_spool = max(result.largest_spool, inquest.kept)
         result.quarantined = max(result.quarantined, inquest.quarantined)
         if inquest.vanished:

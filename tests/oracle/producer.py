@@ -284,16 +284,18 @@ def _end(life: Life) -> int:
 
 
 def main() -> None:
-    """Fork a process for each line; say its pid, and on the next line wait for it and say how it ended."""
+    """Fork a process for each line; say its pid, then how it ended; forget it at the line after that."""
     gc.freeze()
     while line := sys.stdin.readline():
         pid = os.fork()
         if pid == 0:
             os._exit(_end(Life(**orjson.loads(line))))
         print(pid, flush=True)  # noqa: T201 - the answer to the line
-        sys.stdin.readline()  # until then it is not waited for, so that its pid is nobody else's
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
+        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert end is not None
+        print(end.si_status if end.si_code == os.CLD_EXITED else -end.si_status, flush=True)  # noqa: T201
+        sys.stdin.readline()  # a zombie until then, so that its pid is nobody else's while the parent may kill it
+        os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":
