@@ -196,6 +196,8 @@ class Database:
         run(f"PRAGMA synchronous={synchronous}")
         run(f"PRAGMA journal_size_limit={_MAX_LOG_BYTES}")
         run("PRAGMA foreign_keys=OFF")
+        # What was acknowledged is zeroed, so that it cannot come back from a damaged file; measured, it costs nothing.
+        run("PRAGMA secure_delete=ON")
         with contextlib.suppress(sqlite3.OperationalError):  # a file that cannot be written can still be read
             run("PRAGMA journal_mode=WAL")
         if empty:

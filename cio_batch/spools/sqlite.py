@@ -56,6 +56,7 @@ T = TypeVar("T")
 Purged: TypeAlias = Callable[[Sequence[int]], None]
 
 _MAX_GROUP: Final = 5_000  # operations in one transaction
+_PIECE: Final = 50  # acknowledgements in one transaction when the disk is full
 _RETRY_INTERVAL: Final = 1.0  # seconds until what could not be written is tried again
 _REBUILD_INTERVAL: Final = 60.0  # seconds from one rebuild of a damaged file to the next
 _OPEN_TIMEOUT: Final = 300.0  # seconds; a file of 1 GB is checked in two, and rebuilt in about sixty
@@ -501,8 +502,7 @@ class _Writer:
             self._name_fault(fault)
             if self._owed and is_full(fault):  # these are smaller, and make room
                 with contextlib.suppress(Exception):
-                    self._mend(to_write=True).reuse_log()
-                    self._commit([])
+                    self._commit_in_pieces(self._mend(to_write=True))
         else:
             if self._fault is not None:
                 _logger.warning("the spool %s is written again", self._path.name)
@@ -539,6 +539,20 @@ class _Writer:
                 refused += owed.refusals
         database.write(appended, acknowledged, refused, time.time())
         self._owed.clear()
+
+    def _commit_in_pieces(self, database: Database) -> None:
+        """Write down what is owed where the log cannot grow: as little at a time as may fit into it."""
+        while self._owed:
+            database.reuse_log()
+            first = self._owed[0]
+            if isinstance(first, _Bury):
+                database.write((), (), first.refusals, time.time())
+                del self._owed[0]
+            else:
+                database.write((), first.numbers[:_PIECE], (), time.time())
+                self._owed[0] = _Acknowledge(first.numbers[_PIECE:])
+                if len(first.numbers) <= _PIECE:
+                    del self._owed[0]
 
     def _answer(self, question: _Ask[Any]) -> None:
         try:
