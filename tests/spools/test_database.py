@@ -160,7 +160,7 @@ def test_used_bytes_follow_what_is_in_it(path: Path) -> None:
 
 
 def test_purging_leaves_no_byte_of_a_person(path: Path) -> None:
-    """Neither in the file nor in its log: not of what waits, of dead letters, of damaged rows, of what was delivered."""
+    """Neither in the file nor in its log: of what waits, of dead letters, of damaged rows, of what was delivered."""
     secret = "ada.lovelace@example.com"
     mark = secret.encode()
     database = Database(path)

@@ -1,12 +1,16 @@
+# ruff: noqa: ASYNC240 - a test may wait for the disk
 """Damaged files: every row that is still whole on disk comes back, and nothing comes back that is not."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import random
 import shutil
 import sqlite3
 import struct
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -20,8 +24,9 @@ from cio_batch.dead_letters import Refusal
 from cio_batch.operations import FINAL_KINDS, Operation
 from cio_batch.spools.database import Database
 from cio_batch.spools.pages import PAGE_SIZE
+from cio_batch.spools.recovery import finish, rebuild
 
-from .files import event, kept_files, mixed, opened, token
+from .files import deletion, event, kept_files, mixed, opened, token
 
 FRAME = PAGE_SIZE + 24
 SEEDS = 500
@@ -228,3 +233,239 @@ async def test_what_is_whole_comes_back_from_500_damaged_files(
     with capsys.disabled():
         text = ", ".join(f"{name} {count}" for name, count in figures.items())
         print(f"\n{SEEDS} damaged files in {time.monotonic() - began:.1f} s: {text}")  # noqa: T201 - the figures
+
+
+async def numbers_of(path: Path) -> list[int]:
+    """Open it, read all of it."""
+    async with opened(path) as spool:
+        found, lost = await spool.read_all()
+        assert lost == 0
+        return [operation[3] for operation in found]
+
+
+def large(path: Path, *, delete: int = 0) -> Path:
+    """A spool whose tree has interior pages, or the pages of one after a deletion."""
+    database = Database(path)
+    database.write([event(number, size=2_500) for number in range(1, 2_001)], (), (), 1.0)
+    database.write((), range(1, delete + 1), (), 1.0)
+    database.close()
+    return path
+
+
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+@pytest.mark.parametrize("content", [bytes(PAGE_SIZE), b"\xff" * PAGE_SIZE])
+@pytest.mark.parametrize("page", [1, 2, "interior"])
+async def test_no_row_is_lost_with_a_page_that_holds_none(
+    tmp_path: Path, page: int | str, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The header and schema, the root of the tree, an interior page: the leaves behind them are found."""
+    path = large(tmp_path / "events.db", delete=500)
+    raw = path.read_bytes()
+    interior = [n + 1 for n in range(1, len(raw) // PAGE_SIZE) if raw[n * PAGE_SIZE] == 5]
+    assert interior[0] == 2
+    assert len(interior) > 2
+    number = interior[1] if isinstance(page, str) else page
+    overwrite(path, (number - 1) * PAGE_SIZE, content)
+    damaged = path.read_bytes()
+    assert await numbers_of(path) == list(range(501, 2_001))
+    (kept,) = kept_files(path)
+    assert kept.read_bytes() == damaged
+    assert "1500 operations" in caplog.text
+    assert await numbers_of(path) == list(range(501, 2_001))  # once, and not at each start
+    assert len(kept_files(path)) == 1
+
+
+@pytest.mark.parametrize("destroyed", [(1,), (2,), (1, 2)])
+async def test_what_was_acknowledged_stays_away(tmp_path: Path, destroyed: tuple[int, ...]) -> None:
+    """Pages that were emptied are still there, with all that stood in them: as SQLite leaves them on other builds."""
+    path = tmp_path / "events.db"
+    database = Database(path)
+    database._connection.execute("PRAGMA secure_delete=OFF")
+    database.write([event(number) for number in range(1, 2_001)], (), (), 1.0)
+    database.write([deletion(number) for number in range(2_001, 2_501)], (), (), 1.0)
+    database.write((), range(1, 2_251), (), 1.0)
+    database.close()
+    assert path.read_bytes().count(b'"delete"') > 400
+    for page in destroyed:
+        overwrite(path, (page - 1) * PAGE_SIZE, bytes(PAGE_SIZE))
+    found = await numbers_of(path)
+    assert found[-1] == 2_500 or destroyed == (1, 2)
+    if destroyed != (1, 2):  # one of the two sides still tells what is in use
+        assert found == list(range(2_251, 2_501))
+        return
+    # Nothing does: events are sent again, which their id makes harmless; deletions of persons are not.
+    assert set(found) <= set(range(1, 2_001))
+    assert set_aside(path, "in doubt") >= set(range(2_251, 2_501))
+
+
+async def test_a_damaged_frame_costs_its_page_and_not_the_log_behind_it(tmp_path: Path) -> None:
+    """SQLite would drop all that was committed after it, without a word."""
+    working, path = tmp_path / "working.db", tmp_path / "events.db"
+    database = Database(working)
+    for number in range(1, 51):
+        database.write([event(number, size=3_500)], (), (), 1.0)
+    copy(working, path)
+    database.close()
+    overwrite(Path(f"{path}-wal"), 32 + 20 * FRAME + 100, b"damage")
+    assert await numbers_of(path) == list(range(1, 51))
+    assert {kept.name[-4:] for kept in kept_files(path)} >= {"-wal"}
+
+
+async def test_a_log_that_is_merely_torn_is_no_damage(tmp_path: Path) -> None:
+    """A transaction that a crash cut off was never acknowledged: all before it is there, and nothing is rebuilt."""
+    working, path = tmp_path / "working.db", tmp_path / "events.db"
+    database = Database(working)
+    for number in range(1, 11):
+        database.write([event(number, size=20_000)], (), (), 1.0)
+    copy(working, path)
+    database.close()
+    log = Path(f"{path}-wal")
+    for size in range(log.stat().st_size - FRAME * 3, log.stat().st_size, 1_777):
+        torn = tmp_path / f"{size}.db"
+        copy(path, torn)
+        os.truncate(f"{torn}-wal", size)
+        assert await numbers_of(torn) == list(range(1, 10))
+        assert not kept_files(torn)
+
+
+async def test_what_is_no_database_is_kept_and_the_spool_begins(tmp_path: Path) -> None:
+    """Whatever stands there, the service starts; nothing of it is deleted."""
+    path = tmp_path / "events.db"
+    contents = (b"no database\n" * 1_000, b"xyz", bytes(50_000), random.Random(1).randbytes(50_000))
+    for index, content in enumerate(contents):
+        path.write_bytes(content)
+        assert await numbers_of(path) == []
+        path.unlink()
+        assert len(kept_files(path)) == index + 1
+        assert content in {kept.read_bytes() for kept in kept_files(path)}
+
+
+async def test_an_older_schema_is_written_anew(tmp_path: Path) -> None:
+    """Rows of the same form are taken, whatever tables surround them; the old file is kept."""
+    path = tmp_path / "events.db"
+    database = Database(path)
+    database.write([event(number) for number in range(1, 101)], range(1, 11), [(11, Refusal("failed", "test"))], 7.0)
+    database.close()
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE quarantine")
+    connection.execute("PRAGMA user_version=0")
+    connection.close()
+    async with opened(path) as spool:
+        assert spool.contents.operations == 89
+        assert spool.contents.dead_letters == 1
+        assert await spool.spool.last_before(7.5) == 100  # the moments of acceptance too
+        assert await spool.spool.last_before(6.5) == 0
+    assert len(kept_files(path)) == 1
+
+
+async def test_dead_letters_and_the_quarantine_are_read_back(tmp_path: Path) -> None:
+    """With the history and reason that they had, the rows of many pages too."""
+    path = tmp_path / "events.db"
+    database = Database(path)
+    database.write([event(number, size=9_000) for number in range(1, 41)], (), (), 7.0)
+    refusals = [(number, Refusal("rejected", f"reason {number}", at=3.0)) for number in range(1, 21)]
+    database.write((), (), refusals, 8.0)
+    database._connection.execute("UPDATE operations SET checksum = 0 WHERE number > 30")
+    database.set_aside(database.page(30, 100, 10**9)[1], "damaged", 9.0)
+    before = list(database.letters())
+    database.close()
+    overwrite(path, 0, bytes(PAGE_SIZE))
+    async with opened(path) as spool:
+        assert spool.contents == attrs.evolve(spool.contents, operations=10, dead_letters=20, quarantined=10)
+    database = Database(path)
+    assert list(database.letters()) == before
+    database.close()
+    assert set_aside(path, "damaged") == set(range(31, 41))
+
+
+CRASHES = """
+import os, shutil, sys
+from pathlib import Path
+from cio_batch.spools.recovery import finish, rebuild
+
+class Crash:
+    \"\"\"End the process at the n-th thing that it does to a file.\"\"\"
+    def __init__(self, at):
+        self.left = at
+    def __call__(self, event, arguments):
+        if event in ("os.rename", "os.remove", "os.chmod", "open", "sqlite3.connect", "os.truncate"):
+            self.left -= 1
+            if self.left < 0:
+                os._exit(7)
+
+source = Path(sys.argv[1])
+at = 0
+while True:
+    path = source.parent / f"crash-{at}" / "events.db"
+    path.parent.mkdir()
+    for side in ("", "-wal"):
+        if Path(f"{source}{side}").exists():
+            shutil.copy(f"{source}{side}", f"{path}{side}")
+    child = os.fork()
+    if child == 0:
+        sys.addaudithook(Crash(at))
+        rebuild(path, None, 1.0)
+        finish(path)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == 0:
+        print(at)
+        break
+    assert status == 7, status
+    at += 1
+"""
+
+
+async def test_a_crash_at_any_point_of_a_rebuild_leaves_all_of_it(tmp_path: Path) -> None:
+    """Ended at each of its steps, the next start finds every row, and the damaged file is kept."""
+    working, path = tmp_path / "working.db", tmp_path / "source.db"
+    database = Database(working)
+    for number in range(1, 31):
+        database.write([event(number, size=3_000)], (), (), 1.0)
+    copy(working, path)
+    database.close()
+    overwrite(Path(f"{path}-wal"), 32 + 20 * FRAME, bytes(10))  # without the log behind it, rows would be missing
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CRASHES, str(path), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    steps = int(output)
+    assert steps > 10
+    for step in range(steps + 1):
+        crashed = tmp_path / f"crash-{step}" / "events.db"
+        assert await numbers_of(crashed) == list(range(1, 31)), step
+        kept = kept_files(crashed)
+        assert any(each.name.endswith("-wal") for each in kept), step
+        assert not list(crashed.parent.glob("*.rebuil*")), step
+
+
+def test_a_stale_log_is_never_applied_to_a_new_file(tmp_path: Path) -> None:
+    """A crash between the two renames: the log of the old file is out of the way before the new one has its name."""
+    path = tmp_path / "events.db"
+    database = Database(path)
+    database.write([event(1)], (), (), 1.0)
+    copy(path, tmp_path / "old.db")
+    rebuild(path, database, 1.0)
+    database.close()
+    shutil.copy(tmp_path / "old.db-wal", f"{path}-wal")
+    path.unlink()
+    finish(path)
+    assert not Path(f"{path}-wal").exists()
+    database = Database(path)
+    assert database.is_sound()
+    assert database.count() == 1
+    database.close()
+
+
+async def test_what_a_crash_left_of_a_file_that_was_removed_is_used(tmp_path: Path) -> None:
+    """The spool was removed while it was open, and the process killed while it wrote it anew."""
+    path = tmp_path / "events.db"
+    database = Database(Path(f"{path}.rebuilding"))
+    database.write([event(1)], (), (), 1.0)
+    database.close()
+    assert await numbers_of(path) == [1]
