@@ -98,6 +98,11 @@ def is_full(error: BaseException) -> bool:
     return _code(error) == sqlite3.SQLITE_FULL
 
 
+def is_busy(error: BaseException) -> bool:
+    """Whether an error says that another process writes."""
+    return _code(error) == sqlite3.SQLITE_BUSY
+
+
 def _code(error: BaseException) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF if isinstance(error, sqlite3.Error) else 0
 
@@ -233,6 +238,10 @@ class Database:
     def close(self) -> None:
         """Close it; what stands in the write-ahead log is moved into the file, if no other process has it open."""
         self._connection.close()
+
+    def wait_for_others(self, patiently: bool) -> None:
+        """Say whether to wait for a while when another process writes."""
+        self._connection.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT * 1_000) if patiently else 0}")
 
     def copy_to(self, path: Path) -> None:
         """Write all that it holds into a new file."""

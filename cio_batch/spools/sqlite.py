@@ -43,6 +43,7 @@ from cio_batch.spools.database import (
     Row,
     Synchronous,
     describe,
+    is_busy,
     is_corrupt,
     is_full,
     is_passing,
@@ -500,6 +501,8 @@ class _Writer:
         except Exception as fault:  # noqa: BLE001 - Rule 5
             error = self._as_spool_error(fault)
             self._name_fault(fault)
+            if is_busy(fault) and self._database is not None:
+                self._database.wait_for_others(False)  # it holds on: do not keep those waiting who only read
             if self._owed and is_full(fault):  # these are smaller, and make room
                 with contextlib.suppress(Exception):
                     self._commit_in_pieces(self._mend(to_write=True))
@@ -507,6 +510,8 @@ class _Writer:
             if self._fault is not None:
                 _logger.warning("the spool %s is written again", self._path.name)
                 self._fault = None
+                if self._database is not None:
+                    self._database.wait_for_others(True)
         if self._database is not None:
             with contextlib.suppress(*_FAULTS):
                 self._picture = attrs.evolve(

@@ -95,11 +95,11 @@ def build(folder: Path, *, logged: bool) -> Template:
         template.letters |= set(done[:2])
 
     for acknowledge in (0.1, 0.5, 0.9, 0.9, 0.3, 0.1):
-        round_of(70, acknowledge)
+        round_of(50, acknowledge)
     if logged:
         database.empty_log()
         for acknowledge in (0.3, 0.5, 0.1, 0.1):
-            round_of(25, acknowledge)
+            round_of(14, acknowledge)
     else:
         database.close()
     copy(working, template.path)
@@ -213,7 +213,8 @@ async def test_what_is_whole_comes_back_from_500_damaged_files(
         rebuilt = bool(kept_files(path))
         if missing and side == "":
             assert rebuilt or lost + spool.contents.quarantined >= len(missing), seed
-        if side == "":
+        if side == "" or (end <= 32 + template.commits[-1] * FRAME and start >= 32 and not cut):
+            # The last transaction, and with it every acknowledgement, is there.
             assert not final_again, (seed, sorted(final_again))
         assert all(kept.stat().st_mode & 0o777 == 0o600 for kept in kept_files(path))
         figures.update(
