@@ -98,7 +98,7 @@ class Workload:
     def __iter__(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         people = [f"user-{n}" for n in range(self.people)]
         names = [f"page_viewed_{n}" for n in range(self.names)]
-        title = 'Pricing "pro"\n\\ \u2013 ünï' if self.escapes else "Pricing \u2013 choose a plan"
+        title = 'Pricing "pro"\n\\ \u2013 \u00fcn\u00ef' if self.escapes else "Pricing \u2013 choose a plan"
         variant = 'headline\t"b"' if self.escapes else "pricing-headline-b"
         ready = None
         for n in range(self.events):
