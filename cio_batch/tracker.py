@@ -41,6 +41,7 @@ import attrs
 from cio_batch import ids, signals
 from cio_batch import operations as ops
 from cio_batch.chunks import Backlog
+from cio_batch.dead_letter_file import DeadLetterFile
 from cio_batch.dead_letters import DeadLetter, OnDeadLetter, Refusal
 from cio_batch.delivery import Delivery
 from cio_batch.errors import (
@@ -226,6 +227,7 @@ class CioBatchTracker(Generic[E]):
         taxonomy: Taxonomy | None = None,
         strict: bool = True,
         spool: Spool | None = None,
+        dead_letters: DeadLetterFile | None = None,
         on_dead_letter: OnDeadLetter | None = None,
     ) -> None:
         _check_arguments(
@@ -242,6 +244,7 @@ class CioBatchTracker(Generic[E]):
             hooks={"on_settled": on_settled, "before_enqueue": before_enqueue, "on_dead_letter": on_dead_letter},
             transport=transport,
             spool=spool,
+            dead_letters=dead_letters,
             whole={"batch_size": (batch_size, 1), "concurrency": (concurrency, 1), "max_pending": (max_pending, 1)},
             seconds={"flush_interval": flush_interval, "drain_timeout": drain_timeout},
             optional={"enqueue_timeout": enqueue_timeout, "rate_limit": rate_limit},
@@ -280,6 +283,7 @@ class CioBatchTracker(Generic[E]):
             before_enqueue is not None or taxonomy is not None or self._check is not None or spool is not None
         )
         self._spool = spool
+        self._dead_letters = dead_letters
         self._on_settled = on_settled
         self._on_dead_letter = on_dead_letter
         self._begin_empty()
@@ -1349,6 +1353,8 @@ class CioBatchTracker(Generic[E]):
         for hook in (self._hook, self._mourner):
             if hook is not None:
                 await hook.wait(deadline - loop.time(), besides=self._closers)
+        if self._dead_letters is not None:
+            await self._dead_letters.close(max(_GRACE / 4, deadline - loop.time()))
         if spooling is not None:
             await spooling.close(max(_GRACE / 2, deadline - loop.time()))
             self._left = spooling.unread
@@ -1513,10 +1519,14 @@ class CioBatchTracker(Generic[E]):
         self._counters.dead_letters += len(refusals)
         if self._spooling is not None:
             self._spooling.settle(operations, refusals)
+        if self._mourner is None and self._dead_letters is None:
+            return
+        letters = [
+            DeadLetter(operation[0], (refusal,)) for operation, refusal in zip(operations, refusals, strict=True)
+        ]
+        if self._dead_letters is not None:
+            self._dead_letters.put(letters)
         if self._mourner is not None:
-            letters = [
-                DeadLetter(operation[0], (refusal,)) for operation, refusal in zip(operations, refusals, strict=True)
-            ]
             self._mourner.call(letters)
 
     # ------------------------------------------------------------------------------- inside: what a spool takes away
@@ -1634,6 +1644,7 @@ def _check_arguments(
     hooks: Mapping[str, object],
     transport: object,
     spool: object,
+    dead_letters: object,
     whole: Mapping[str, tuple[object, int]],
     seconds: Mapping[str, object],
     optional: Mapping[str, object],
@@ -1650,6 +1661,10 @@ def _check_arguments(
         faults.append(("transport", "must be an object such as TrackV1Transport(settings)"))
     if spool is not None and (isinstance(spool, type) or not hasattr(spool, "acknowledge")):
         faults.append(("spool", 'must be an object such as SqliteSpool("events.db")'))
+    if dead_letters is not None and not isinstance(dead_letters, DeadLetterFile):
+        faults.append(("dead_letters", 'must be a DeadLetterFile, such as DeadLetterFile("dead.ndjson")'))
+    elif dead_letters is not None and spool is not None:
+        faults.append(("dead_letters", "must be left out: the spool keeps them (see on_dead_letter for one's own)"))
     for name, value in hooks.items():
         if value is not None and not callable(value):
             faults.append((name, f"must be a function, got {type(value).__name__}"))

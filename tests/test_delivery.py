@@ -77,6 +77,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "on_settled": None,
         "before_enqueue": None,
         "spool": None,
+        "dead_letters": None,
         "on_dead_letter": None,
     }
     assert QUEUE_RETRY.max_retries == 9
