@@ -18,7 +18,7 @@ from typing import Any, Final, Self, TypeAlias
 import attrs
 import orjson
 
-from cio_batch.operations import decode
+from cio_batch.operations import Key, decode
 
 _OPERATION: Final = b',"operation":'
 _TEXT: Final = attrs.validators.instance_of(str)  # a file of dead letters may have been edited by hand
@@ -92,6 +92,11 @@ class DeadLetter:
         found = self.payload.get("id")
         return found if isinstance(found, str) else None
 
+    def is_about(self, keys: frozenset[Key]) -> bool:
+        """Whether its operation is about one of these, or names one."""
+        key = decode(self.body)[1]
+        return not keys.isdisjoint(key if isinstance(key, tuple) else (key,))
+
     def to_line(self) -> bytes:
         """It as a line of JSON, newline included."""
         *history, last = self.refusals
@@ -112,18 +117,27 @@ class DeadLetter:
             ValueError: It is something else (``InvalidOperationError`` where only the operation is at fault).
         """
         msg = "a dead letter must be a line of JSON as cio_batch writes it"
-        head, separator, rest = line.rstrip().partition(_OPERATION)
-        if not separator:
+        body = body_of(line)
+        if not body:
             raise ValueError(msg)
-        body = rest[:-1]
         decode(body)
+        refusals: tuple[Refusal, ...] = ()
+        accepted_at: Any = None
         try:
-            said: dict[str, Any] = orjson.loads(head + b"}")
-            accepted_at: float | None = said.pop("accepted_at")
-            refusals = (*(Refusal(**each) for each in said.pop("history")), Refusal(**said))
+            said: dict[str, Any] = orjson.loads(line.partition(_OPERATION)[0] + b"}")
+            accepted_at = said.pop("accepted_at")
+            if accepted_at is None or type(accepted_at) in (int, float):
+                refusals = (*(Refusal(**each) for each in said.pop("history")), Refusal(**said))
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-            raise ValueError(msg) from None
+            pass
+        if not refusals:
+            raise ValueError(msg)
         return cls(body, refusals, accepted_at, number)
+
+
+def body_of(line: bytes) -> bytes:
+    """Cut the bytes of the operation out of what :meth:`DeadLetter.to_line` wrote; anything else gives anything."""
+    return line.rstrip().partition(_OPERATION)[2][:-1]
 
 
 OnDeadLetter: TypeAlias = Callable[[DeadLetter], Awaitable[None] | None]

@@ -59,7 +59,7 @@ class Stats:
         dropped: Those that the overflow policy or ``before_enqueue`` let go.
         pending: Those that wait for a call.
         in_flight: Those that are in a call or wait to be sent again.
-        pending_bytes: Encoded bytes of the pending ones.
+        pending_bytes: Encoded bytes of the pending ones, without those that are in a spool only.
         in_flight_bytes: Encoded bytes of those in flight.
         calls: HTTP calls begun.
         retries: Calls among them that repeated one.
@@ -100,7 +100,8 @@ class Report:
     Attributes:
         delivered: Operations that the service accepted.
         rejected: Those that it refused.
-        failed: Those given up; after ``close`` the ones left are among them, reason ``deadline``.
+        failed: Those given up; after ``close`` the ones left are among them, reason ``deadline``, unless a spool keeps
+            them.
         dropped: Those let go.
         left: Those that had no verdict when the time was over.
     """

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 import pytest
+
+import cio_batch
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cio_batch"
 PURE = [
@@ -154,13 +159,14 @@ def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_foreign_libraries_stay_in_their_rooms(name: str) -> None:
-    """``backoff`` is known to retries alone, ``aiohttp`` to the edges, ``dotenv`` to settings, ``rich`` to the cli."""
+    """``backoff`` is known to retries alone, ``aiohttp`` to the edges, ``dotenv`` to settings, the rest to the cli."""
     room = room_of(name)
     found = {each.root for each in imports_of(name) if not each.typing_only}
     assert "backoff" not in found or name == "retries"
     assert "aiohttp" not in found or room in ("transports", "simulator", "cli")
     assert "dotenv" not in found or name == "settings"
     assert "rich" not in found or room == "cli"
+    assert "matplotlib" not in found or name == "cli.chart"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) == "simulator"])
@@ -182,3 +188,51 @@ def test_no_signal_handler_is_given_to_the_loop(name: str) -> None:
     """``loop.add_signal_handler`` would make a server that hosts the tracker unkillable."""
     assert calls_of("loop.add_signal_handler(15, f)", "add_signal_handler") == [1]
     assert calls_of(MODULES[name].read_text(), "add_signal_handler") == []
+
+
+def run(program: str) -> str:
+    return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_package_imports_nothing_until_it_is_asked() -> None:
+    """``import cio_batch`` costs next to nothing: no room is entered and no dependency imported."""
+    there = run("import sys, cio_batch; print(*sorted(m.partition('.')[0] for m in sys.modules))").split()
+    assert {"aiohttp", "asyncio", "attrs", "orjson", "backoff", "aiolimiter"}.isdisjoint(there)
+    assert run("import sys, cio_batch; print(*[m for m in sys.modules if m.startswith('cio_batch.')])") == (
+        "cio_batch._version"
+    )
+
+
+def test_a_tracker_imports_what_it_needs_and_no_more() -> None:
+    """Who sends events pays neither for the direct clients nor for the command line or the simulator."""
+    there = run("import sys; from cio_batch import CioBatchTracker; print(*sys.modules)").split()
+    for room in ("clients", "factory", "generation", "simulator", "cli"):
+        assert f"cio_batch.{room}" not in there
+    assert {"rich", "dotenv"}.isdisjoint(there)
+
+
+def test_every_public_name_has_its_home() -> None:
+    """What type checkers read, what Python looks up and what ``__all__`` promises are one and the same."""
+    path = PACKAGE / "__init__.py"
+    typed = {
+        (alias.name, (node.module or "").removeprefix("cio_batch."))
+        for block in ast.parse(path.read_text()).body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    found = {(name, room) for room, names in cio_batch._ROOMS.items() for name in names}
+    assert typed == found | {("operations", "cio_batch")}
+    assert set(cio_batch.__all__) == {name for name, _ in typed} | {"__version__"}
+    assert set(cio_batch.__all__) <= set(dir(cio_batch))
+    for name, room in found:
+        module = importlib.import_module(f"cio_batch.{room}")
+        assert getattr(cio_batch, name) is getattr(module, name)
+
+
+@pytest.mark.parametrize("name", ["Typo", "_private", "__wrapped__"])
+def test_a_name_that_is_none_is_an_attribute_error(name: str) -> None:
+    """A typo is told as any other module tells it."""
+    with pytest.raises(AttributeError, match=f"module 'cio_batch' has no attribute '{name}'"):
+        getattr(cio_batch, name)

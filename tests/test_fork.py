@@ -233,29 +233,6 @@ async def test_sigterm_drains_a_child_of_its_own(sim: Simulator, tmp_path: Path)
 # ----------------------------------------------------------------------------------------------------- other loops
 
 
-async def test_asyncio_run_may_come_again_without_close(sim: Simulator) -> None:
-    """A tracker at module level goes on in the next ``asyncio.run``; nothing is lost in between."""
-    tracker = CioBatchTracker(settings_for(sim), flush_interval=60.0)
-
-    def program() -> None:
-        async def work(numbers: range) -> None:
-            for n in numbers:
-                await tracker.enqueue("u", "e", {"n": n})
-
-        asyncio.run(work(range(10)))
-        assert_conserved(tracker)
-        assert sent_numbers(sim, "id", "u") == list(range(10))
-        asyncio.run(work(range(10, 20)))
-        asyncio.run(asyncio.sleep(0))
-        asyncio.run(work(range(20, 30)))
-        asyncio.run(_close(tracker))
-
-    await asyncio.to_thread(program)
-    stats = assert_conserved(tracker)
-    assert (stats.state, stats.accepted, stats.delivered) == ("closed", 30, 30)
-    assert sent_numbers(sim, "id", "u") == list(range(30))
-
-
 async def test_a_run_that_ends_with_nothing_pending_is_no_end_either(sim: Simulator) -> None:
     """After a flush there is nothing to rescue; the next loop takes over all the same."""
     tracker = CioBatchTracker(settings_for(sim), flush_interval=60.0)

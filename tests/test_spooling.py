@@ -19,6 +19,7 @@ from cio_batch import (
     CioBatchTracker,
     ConfigurationError,
     DeadLetter,
+    DeadLetterFile,
     Email,
     InvalidOperationError,
     QueueFullError,
@@ -35,7 +36,7 @@ from cio_batch.simulator import Faults, Simulator
 from cio_batch.spools import SqliteSpool
 from cio_batch.transports import DiscardTransport, TrackV1Transport
 from cio_batch.transports.base import Call
-from cio_batch.verdicts import Judgement, Next
+from cio_batch.verdicts import Judgement, Next, Rejection
 
 from .conftest import PATIENT, assert_conserved, sent_numbers, settings_for, until
 
@@ -106,7 +107,7 @@ async def test_an_acknowledged_event_is_on_disk(path: Path) -> None:
 
 async def test_what_is_delivered_leaves_the_disk(path: Path, sim: Simulator) -> None:
     """After ``close`` the file holds what has no verdict: nothing."""
-    async with CioBatchTracker(settings_for(sim), spool=SqliteSpool(path)) as tracker:
+    async with CioBatchTracker(settings_for(sim), spool=SqliteSpool(path), flush_interval=600.0) as tracker:
         await asyncio.gather(*(tracker.enqueue(f"u-{n % 7}", "seen", {"n": n}) for n in range(500)))
         assert await tracker.flush(timeout=10) == Report(delivered=500)
         await tracker.identify("u-1", {"plan": "pro"})
@@ -170,8 +171,8 @@ async def test_the_way_of_drafts_is_spooled_too(path: Path, sim: Simulator) -> N
         before_enqueue=lambda draft: None if draft.subject == "secret" else draft,
         flush_interval=0.01,
     )
+    await tracker.enqueue("secret", "seen", {"n": 0})  # dropped before anything was opened
     async with tracker:
-        await tracker.enqueue("secret", "seen", {"n": 0})
         await tracker.enqueue("u", "seen", {"n": 1})
         assert (assert_conserved(tracker).dropped, numbers(path)) == (1, [1])
         await tracker.close(timeout=0)
@@ -463,13 +464,44 @@ async def test_after_an_outage_a_single_failure_gives_nothing_up(path: Path) -> 
 async def test_what_the_service_refuses_is_a_dead_letter_in_the_same_file(path: Path) -> None:
     """With the service's reason, and the operation's bytes."""
     async with Simulator(faults=Faults({"partial": 1.0}, partial_share=0.5)) as sim:
-        tracker = CioBatchTracker(settings_for(sim), spool=SqliteSpool(path), flush_interval=0.01)
-        async with tracker:
-            for n in range(20):
-                await tracker.enqueue(f"u-{n}", "seen", {"n": n})
+        tracker = CioBatchTracker(settings_for(sim), spool=SqliteSpool(path))
+        for n in range(20):
+            await tracker.enqueue(f"u-{n}", "seen", {"n": n})
         report = await tracker.close()
         assert (report.rejected > 0, report.rejected + report.delivered) == (True, 20)
         assert (len(rows(path, "dead_letters")), rows(path)) == (report.rejected, [])
+
+
+async def test_without_a_spool_dead_letters_go_to_a_file(tmp_path: Path) -> None:
+    """What was rejected, what was given up, and what the deadline left: on disk when ``close`` returns."""
+    file = DeadLetterFile(tmp_path / "dead.ndjson")
+    transport = Told(
+        lambda operations: Judgement(
+            len(operations),
+            rejected={n: Rejection("invalid", "name") for n, each in enumerate(operations) if b"bad" in each[0]},
+        )
+    )
+    tracker = CioBatchTracker(transport=transport, dead_letters=file, retry=PATIENT, flush_interval=600.0)
+    async with tracker:
+        for n in range(10):
+            await tracker.enqueue(f"u-{n}", "bad" if n % 2 else "good", {"n": n})
+        await tracker.flush(timeout=10)
+        transport.answer = lambda _: Judgement(0, next=Next.RETRY, reason="down")
+        await tracker.enqueue("u", "late", {"n": 10})
+        assert await tracker.close(timeout=0.2) == Report(delivered=5, rejected=5, failed=1, left=1)
+    letters = [DeadLetter.from_line(line) for line in content(file.path).splitlines()]
+    told = [(letter.payload["attributes"]["n"], letter.last.verdict, letter.last.reason) for letter in letters]
+    assert told == [*((n, "rejected", "invalid") for n in (1, 3, 5, 7, 9)), (10, "failed", "deadline")]
+    assert assert_conserved(tracker).dead_letters == 6
+
+
+def test_a_spool_and_a_file_of_dead_letters_are_one_too_many(tmp_path: Path) -> None:
+    """The spool keeps them; and a path is no file of dead letters."""
+    file = DeadLetterFile(tmp_path / "dead.ndjson")
+    with pytest.raises(ConfigurationError, match="dead_letters must be left out"):
+        CioBatchTracker(transport=DiscardTransport(), spool=SqliteSpool(tmp_path / "events.db"), dead_letters=file)
+    with pytest.raises(ConfigurationError, match="must be a DeadLetterFile"):
+        CioBatchTracker(transport=DiscardTransport(), dead_letters="dead.ndjson")  # type: ignore[arg-type]
 
 
 async def test_an_asynchronous_on_dead_letter_is_awaited_before_close_returns(sim: Simulator) -> None:
@@ -483,10 +515,9 @@ async def test_an_asynchronous_on_dead_letter_is_awaited_before_close_returns(si
             raise ValueError
 
     sim.faults.mix({"partial": 1.0}, partial_share=1.0)
-    async with CioBatchTracker(settings_for(sim), on_dead_letter=hook, flush_interval=0.01) as tracker:
+    async with CioBatchTracker(settings_for(sim), on_dead_letter=hook) as tracker:
         for n in range(5):
             await tracker.enqueue(f"u-{n}", "seen", {"n": n})
-        assert (await tracker.flush(timeout=10)).rejected == 5
     assert (len(told), tracker.stats().dead_letters) == (5, 5)
 
 

@@ -24,7 +24,7 @@ class Contents:
 
     Attributes:
         operations: How many operations wait in it.
-        last_number: The highest number that was ever used in it, 0 for none.
+        last_number: The highest number that stands in it, 0 for none; new ones are higher.
         used_bytes: What it takes on disk.
         quarantined: Rows that are no operation any more and were set aside, by this opening or an earlier one.
         dead_letters: How many it keeps.

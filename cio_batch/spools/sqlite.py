@@ -6,10 +6,12 @@ Rules:
    commit): while it waits for the disk, the next group gathers.
 2. An operation is reported as written only after its transaction was committed.
 3. What must not be forgotten (acknowledgements, dead letters) and could not be written is written with the next
-   transaction, or by itself after a second. It is never tried in a loop without a wait.
-4. A damaged file is rebuilt once from what can be read, and kept under another name. A file that was removed or
-   replaced while it was open is written anew from the connection, which still reads the old one.
-5. The thread never raises into the tracker: everything that it finds out is reported.
+   transaction, or by itself after a second. It is never tried in a loop without a wait. If it never can be, those
+   operations are sent again after the next start.
+4. A damaged file is rebuilt from what can be read, at most once a minute, and kept under another name. A file that was
+   removed or replaced while it was open is written anew from the connection, which still reads the old one.
+5. A fault does not end the thread: it is reported, what was to be appended is refused, and the next attempt opens the
+   file again if it must. Once the thread has ended, everything that is still said to it is refused.
 
 Must not know: transports, verdicts, the tracker's queue.
 """
@@ -19,14 +21,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import queue
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Generic, TypeAlias, TypeVar, get_args
+from typing import Any, Final, Generic, TypeAlias, TypeVar, cast, get_args
 
 import attrs
 
@@ -35,9 +37,19 @@ from cio_batch.dead_letters import Refusal
 from cio_batch.errors import ConfigurationError, SpoolError, whereabouts
 from cio_batch.operations import Key, Operation, PersonId
 from cio_batch.spools.base import Contents, Page, Receive, Written
-from cio_batch.spools.database import Database, Row, Synchronous, describe, is_corrupt
+from cio_batch.spools.database import (
+    SQLITE_FAULTS,
+    Database,
+    Row,
+    Synchronous,
+    describe,
+    is_busy,
+    is_corrupt,
+    is_full,
+    is_passing,
+)
 from cio_batch.spools.ownership import Ownership
-from cio_batch.spools.recovery import rebuild, restore_interrupted
+from cio_batch.spools.recovery import finish, is_log_damaged, rebuild
 
 _logger = logging.getLogger(__name__)
 
@@ -45,9 +57,11 @@ T = TypeVar("T")
 Purged: TypeAlias = Callable[[Sequence[int]], None]
 
 _MAX_GROUP: Final = 5_000  # operations in one transaction
+_PIECE: Final = 50  # acknowledgements in one transaction when the disk is full
 _RETRY_INTERVAL: Final = 1.0  # seconds until what could not be written is tried again
-_OPEN_TIMEOUT: Final = 60.0  # seconds; a file of 1 GB is checked in two
-_FAULTS: Final = (sqlite3.Error, OSError)
+_REBUILD_INTERVAL: Final = 60.0  # seconds from one rebuild of a damaged file to the next
+_OPEN_TIMEOUT: Final = 300.0  # seconds; a file of 1 GB is checked in two, and rebuilt in about sixty
+_FAULTS: Final = (*SQLITE_FAULTS, OSError)
 
 
 @attrs.frozen
@@ -68,8 +82,11 @@ class _Ask(Generic[T]):
     answer: asyncio.Future[T]
 
 
+@attrs.frozen(eq=False)
 class _Stop:
-    """Write what was said before, and end."""
+    """Write what was said before, and end; who waits learns whether all of it was written."""
+
+    answer: asyncio.Future[bool]
 
 
 _Said: TypeAlias = Operation | _Acknowledge | _Bury | _Ask[Any] | _Stop
@@ -106,7 +123,7 @@ class SqliteSpool:
         max_age: float | None = None,
     ) -> None:
         faults: list[tuple[str, str]] = []
-        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        if not isinstance(cast("object", path), (str, os.PathLike)) or not os.fspath(path):
             faults.append(("path", "must be the name of a file"))
         if synchronous not in get_args(Synchronous):
             faults.append(("synchronous", f"must be one of {', '.join(get_args(Synchronous))}"))
@@ -147,14 +164,21 @@ class SqliteSpool:
 
         Cancellation: The file may stay open; ``close`` closes it.
         """
-        if self._writer is not None and self._writer.is_alive:
+        writer = self._writer
+        if writer is not None and not writer.has_ended:
             msg = f"the spool {self._path.name} is open already: one tracker uses a spool at a time"
-            raise SpoolError(msg)
+            if not writer.is_abandoned or not await self.close() or self._writer is not None:
+                raise SpoolError(msg)
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[Contents] = loop.create_future()
-        self._writer = _Writer(self._path, self._synchronous, loop, opened, receive, purged)
-        self._writer.start()
-        return await asyncio.wait_for(opened, _OPEN_TIMEOUT)
+        self._writer = writer = _Writer(self._path, self._synchronous, loop, opened, receive, purged)
+        writer.start()
+        try:
+            return await asyncio.wait_for(opened, _OPEN_TIMEOUT)
+        except TimeoutError:
+            writer.say(_Stop(loop.create_future()))
+            msg = f"the spool {self._path.name} could not be opened within {_OPEN_TIMEOUT:g} s"
+            raise SpoolError(msg) from None
 
     def append(self, operation: Operation) -> None:
         """Write an operation; see :class:`~cio_batch.spools.Spool`."""
@@ -170,7 +194,8 @@ class SqliteSpool:
 
     async def read(self, after: int, most: int, most_bytes: int) -> Page:
         """Read operations; see :class:`~cio_batch.spools.Spool`."""
-        return await self._running().ask(lambda database: _read_page(database, after, most, most_bytes))
+        writer = self._running()
+        return await writer.ask(lambda database: writer.read(database, after, most, most_bytes))
 
     async def last_before(self, moment: float) -> int:
         """Say which operations are older; see :class:`~cio_batch.spools.Spool`."""
@@ -180,7 +205,8 @@ class SqliteSpool:
         """Remove a person's operations and dead letters, as a request for deletion demands.
 
         What is in a call at this moment is not held back. Someone who was tracked under an id and under an email is
-        two persons here: purge both. The file is rewritten, so that no byte of them stays in it.
+        two persons here: purge both. The file is rewritten, so that no byte of them stays in it; a damaged file that
+        was kept beside it (``<name>.damaged-…``) is not touched: delete it when you need it no more.
 
         Args:
             person: The identifier as it was given to the tracker.
@@ -191,21 +217,27 @@ class SqliteSpool:
         Raises:
             InvalidOperationError: That is no identifier.
             SpoolError: The spool is not open (start its tracker, or use ``cio-batch purge``), or cannot be written.
+                What was removed stays removed; call it again, so that the file is rewritten.
         """
         keys = frozenset({ops.key_of(person)})
         writer = self._running()
-        return await writer.ask(lambda database: writer.purge(database, keys))
+        count = await writer.ask(lambda database: writer.purge(database, keys))
+        await writer.ask(lambda database: database.scrub())
+        return count
 
     async def close(self, timeout: float = 5.0) -> bool:
         """Write all that was said and close the file; see :class:`~cio_batch.spools.Spool`."""
         writer = self._writer
         if writer is None:
             return True
-        writer.say(_Stop())
-        done = await asyncio.get_running_loop().run_in_executor(None, writer.join, timeout)
-        if done:
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        writer.say(_Stop(answer))
+        await asyncio.wait([answer], timeout=max(0.0, timeout))  # no thread of the executor's: they may all be busy
+        if not answer.done():
+            return False
+        if self._writer is writer:
             self._writer = None
-        return done
+        return answer.result()
 
     def forget_parent(self) -> None:
         """Let go of the parent's file; called after a fork."""
@@ -222,22 +254,6 @@ class SqliteSpool:
 
 
 _inherited: Final[list[_Writer]] = []
-
-
-def _read_page(database: Database, after: int, most: int, most_bytes: int) -> Page:
-    operations, bad = database.page(after, most, most_bytes)
-    if bad:
-        _set_aside(database, bad)
-    return Page(operations, len(bad))
-
-
-def _set_aside(database: Database, rows: Sequence[Row]) -> None:
-    database.set_aside(rows, "damaged", time.time())
-    _logger.error(
-        "%d rows of the spool %s are damaged: they were moved into its table quarantine and are not sent",
-        len(rows),
-        database.path.name,
-    )
 
 
 class _Writer:
@@ -259,11 +275,19 @@ class _Writer:
         self._receive = receive
         self._purged = purged
         self._inbox: queue.SimpleQueue[_Said] = queue.SimpleQueue()
-        self.say = self._inbox.put
         self._owed: list[_Acknowledge | _Bury] = []
-        self._rebuilt = False
-        self._fault: str | None = None
+        self._stops: list[_Stop] = []
         self._ownership: Ownership | None = None
+        self._database: Database | None = None
+        self._files: dict[Path, tuple[int, int] | None] = {}
+        self._fault: str | None = None
+        self._is_stale = False  # the connection is to be opened again before the next transaction
+        self._is_damaged = False
+        self._mend_after = self._rebuild_after = -math.inf
+        self._last_error: SpoolError | None = None
+        self._known_bad: set[int] = set()  # damaged rows that could not be moved: each is reported as lost once
+        self._picture = Written(0, None, 0, 0, 0)
+        self.has_ended = False
         # A daemon: what is written is safe, and a thread that is stuck in the disk must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="cio_batch spool", daemon=True)
 
@@ -272,14 +296,15 @@ class _Writer:
         self._thread.start()
 
     @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+    def is_abandoned(self) -> bool:
+        """Whether the loop that it reports to was closed without closing the spool."""
+        return self._loop.is_closed()
 
-    def join(self, timeout: float) -> bool:
-        """Wait for its end; say whether it came."""
-        self._thread.join(max(0.0, timeout))
-        return not self._thread.is_alive()
+    def say(self, said: _Said) -> None:
+        """Tell the thread something; what is said after its end is refused."""
+        self._inbox.put(said)
+        if self.has_ended:  # in this order, so that one of the two sees what the other did
+            self._refuse_rest()
 
     def let_go(self) -> None:
         """Close what a child process inherited of the lock, which is the parent's."""
@@ -292,67 +317,153 @@ class _Writer:
         self.say(_Ask(do, answer))
         return await answer
 
-    def purge(self, database: Database, keys: frozenset[Key]) -> int:
-        """Remove what is about some persons, and tell the tracker; runs in the thread."""
-        numbers, dead = database.purge(keys)
-        if numbers:
-            self._post(self._purged, numbers)
-        return len(numbers) + dead
-
     # ------------------------------------------------------------------------------------------ inside the thread
 
-    def _run(self) -> None:
-        try:
-            self._ownership = Ownership.take(self._path)
-        except (SpoolError, OSError) as error:
-            self._post(_fail, self._opened, self._as_spool_error(error))
-            return
-        try:
-            try:
-                self._database = self._open()
-                contents = self._look()
-            except (SpoolError, *_FAULTS) as error:
-                self._post(_fail, self._opened, self._as_spool_error(error))
-                return
-            self._post(_succeed, self._opened, contents)
-            self._serve()
-            self._database.close()
-        except BaseException as error:
-            _logger.error("the thread of the spool %s broke: %s", self._path.name, whereabouts(error))
-            raise
-        finally:
-            self._ownership.release()
-            self._refuse_rest()
+    def read(self, database: Database, after: int, most: int, most_bytes: int) -> Page:
+        """Read operations, and set aside what is none any more."""
+        lost = 0
+        while True:
+            operations, bad = database.page(after, most, most_bytes)
+            new = [row for row in bad if row.number not in self._known_bad]
+            lost += len(new)
+            if new:
+                self._set_aside(database, new)
+            if operations or not bad:
+                return Page(operations, lost)
+            after = max(int(row.number) for row in bad)
 
-    def _open(self) -> Database:
-        restore_interrupted(self._path)
+    def _set_aside(self, database: Database, rows: Sequence[Row]) -> None:
+        where = "they were moved into its table quarantine"
         try:
-            database = Database(self._path, synchronous=self._synchronous)
-            if database.is_current and database.is_sound():
-                self._remember_file()
-                return database
-            database.close()
-        except sqlite3.Error as error:
-            if not is_corrupt(error):
+            database.set_aside(rows, "damaged", time.time())
+        except _FAULTS as error:
+            if is_corrupt(error):
                 raise
-        return self._rebuild(None)
+            self._known_bad.update(int(row.number) for row in rows)
+            where = "they stay where they are, because it cannot be written"
+        self._picture = attrs.evolve(self._picture, quarantined=database.quarantined)
+        _logger.error("%d rows of the spool %s are damaged and are not sent: %s", len(rows), self._path.name, where)
 
-    def _rebuild(self, readable: Database | None) -> Database:
-        """Write the file anew from what can be read: of the file, or of a connection to one that was removed."""
-        self._rebuilt = True
-        rebuild(self._path, readable, time.time())
+    def purge(self, database: Database, keys: frozenset[Key]) -> int:
+        """Remove what is about some persons, and tell the tracker."""
+        numbers, dead = database.purge(keys)
+        if numbers:
+            self._post(self._loop, self._purged, numbers)
+        return len(numbers) + dead
+
+    def _run(self) -> None:
+        failure: SpoolError | None = None
+        try:
+            # Two names that lead to one file are one spool.
+            self._path = Path(os.path.realpath(self._path))
+            self._ownership = Ownership.take(self._path)
+            self._database = self._open(check=True)
+            contents = self._look(self._database)
+            self._post(self._loop, _succeed, self._opened, contents)
+            self._serve()
+        except (SpoolError, *_FAULTS) as error:
+            failure = self._as_spool_error(error)
+        except BaseException as error:  # noqa: BLE001 - nobody above: it would end in the hook for broken threads
+            _logger.error("the thread of the spool %s broke: %s", self._path.name, whereabouts(error))
+            failure = SpoolError(f"the spool {self._path.name} broke ({type(error).__name__})")
+        self._close_database()
+        if self._owed:
+            _logger.error(
+                "the spool %s was closed before all that was decided could be written (%s): those operations are sent "
+                "again after the next start",
+                self._path.name,
+                self._fault,
+            )
+        if self._ownership is not None:
+            self._ownership.release()
+        self.has_ended = True
+        if failure is not None:
+            self._post(self._loop, _fail, self._opened, failure)
+        self._refuse_rest()
+
+    # ----------------------------------------------------------------------------------------------- the file
+
+    def _open(self, *, check: bool) -> Database:
+        """Open the file, and rebuild it if it is damaged or of an earlier version."""
+        finish(self._path)
+        if not self._is_damaged and not (check and is_log_damaged(self._path)):
+            try:
+                database = Database(self._path, synchronous=self._synchronous)
+                try:
+                    if not check or (database.is_current and database.is_sound()):
+                        self._remember_files()
+                        return database
+                except BaseException:
+                    database.close()
+                    raise
+                database.close()
+            except SQLITE_FAULTS as error:
+                if not is_corrupt(error):
+                    raise
+        now = time.monotonic()
+        if now < self._rebuild_after:
+            msg = f"the spool {self._path.name} is damaged again: it is rebuilt once in {_REBUILD_INTERVAL:g} s"
+            raise SpoolError(msg)
+        self._rebuild_after = now + _REBUILD_INTERVAL
+        self._is_damaged = True
+        rebuild(self._path, None, time.time())
+        finish(self._path)
+        self._is_damaged = False
         database = Database(self._path, synchronous=self._synchronous)
-        self._remember_file()
+        self._remember_files()
         return database
 
-    def _look(self) -> Contents:
-        return Contents(
-            operations=self._database.count(),
-            last_number=self._database.last_number(),
-            used_bytes=self._database.used_bytes(),
-            quarantined=self._database.quarantined,
-            dead_letters=self._database.dead_letters,
+    def _close_database(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            with contextlib.suppress(*_FAULTS):
+                database.close()
+
+    def _mend(self, *, to_write: bool) -> Database:
+        """Return the database; open it again, or write it anew, if something is in the way: once a second at most."""
+        usable, gone, stale = self._database is not None and not self._is_damaged, False, False
+        if usable and to_write:
+            gone = self._files != self._look_at_files()
+            stale = self._is_stale or self._ownership is None or not self._ownership.holds
+        if self._database is not None and usable and not gone and not stale:
+            return self._database
+        now = time.monotonic()
+        if now < self._mend_after:
+            if self._database is not None and usable and not gone:
+                return self._database
+            raise self._last_error or SpoolError(f"the file of the spool {self._path.name} was removed again")
+        self._mend_after = now + _RETRY_INTERVAL
+        try:
+            if gone and self._database is not None:
+                _logger.error(
+                    "the file of the spool %s was removed or replaced while it was open: it is written anew",
+                    self._path.name,
+                )
+                rebuild(self._path, self._database, time.time())
+            self._close_database()
+            if self._ownership is not None and not self._ownership.holds:
+                self._ownership.release()
+                self._ownership = Ownership.take(self._path)
+            self._database = self._open(check=False)
+        except (SpoolError, *_FAULTS) as error:
+            self._last_error = self._as_spool_error(error)
+            raise
+        self._is_stale = False
+        return self._database
+
+    def _look(self, database: Database) -> Contents:
+        impossible = database.impossible()
+        if impossible:
+            self._set_aside(database, impossible)
+        contents = Contents(
+            operations=database.count(),
+            last_number=database.last_number(),
+            used_bytes=database.used_bytes(),
+            quarantined=database.quarantined,
+            dead_letters=database.dead_letters,
         )
+        self._picture = Written(0, None, contents.used_bytes, contents.dead_letters, contents.quarantined)
+        return contents
 
     def _serve(self) -> None:
         stopping = False
@@ -362,13 +473,14 @@ class _Writer:
             try:
                 said = self._inbox.get(timeout=_RETRY_INTERVAL if self._owed else None)
                 while True:
-                    if type(said) is tuple:
+                    if isinstance(said, tuple):
                         appended.append(said)
                     elif isinstance(said, (_Acknowledge, _Bury)):
                         self._owed.append(said)
                     elif isinstance(said, _Ask):
                         asked.append(said)
                     else:
+                        self._stops.append(said)
                         stopping = True
                         break
                     if len(appended) >= _MAX_GROUP:
@@ -386,35 +498,43 @@ class _Writer:
         error: SpoolError | None = None
         try:
             self._commit(appended)
-            used = self._database.used_bytes()
-        except _FAULTS as fault:
-            error, used = self._as_spool_error(fault), 0
-            if appended and self._owed:  # these are smaller, and make room
-                with contextlib.suppress(*_FAULTS):
-                    self._commit([])
-            self._name_fault(describe(fault))
+        except Exception as fault:  # noqa: BLE001 - Rule 5
+            error = self._as_spool_error(fault)
+            self._name_fault(fault)
+            if is_busy(fault) and self._database is not None:
+                self._database.wait_for_others(False)  # it holds on: do not keep those waiting who only read
+            if self._owed and is_full(fault):  # these are smaller, and make room
+                with contextlib.suppress(Exception):
+                    self._commit_in_pieces(self._mend(to_write=True))
         else:
             if self._fault is not None:
                 _logger.warning("the spool %s is written again", self._path.name)
                 self._fault = None
-        written = Written(
-            len(appended), error, used, self._database.dead_letters, self._database.quarantined, self._fault
-        )
-        self._post(self._receive, written)
+                if self._database is not None:
+                    self._database.wait_for_others(True)
+        if self._database is not None:
+            with contextlib.suppress(*_FAULTS):
+                self._picture = attrs.evolve(
+                    self._picture,
+                    used_bytes=self._database.used_bytes(),
+                    dead_letters=self._database.dead_letters,
+                    quarantined=self._database.quarantined,
+                )
+        written = attrs.evolve(self._picture, appended=len(appended), error=error, fault=self._fault)
+        self._post(self._loop, self._receive, written)
 
     def _commit(self, appended: list[Operation]) -> None:
-        """Write everything in one transaction; a damaged file is rebuilt first, once."""
-        if not self._is_our_file():
-            self._replace("was removed or replaced while it was open", self._database)
+        """Write everything in one transaction."""
         try:
-            self._commit_to_file(appended)
-        except sqlite3.DatabaseError as error:
-            if self._rebuilt or not is_corrupt(error):
+            self._commit_to(self._mend(to_write=True), appended)
+        except SQLITE_FAULTS as error:
+            if not is_corrupt(error):
+                self._is_stale = not is_passing(error)
                 raise
-            self._replace("is damaged", None)
-            self._commit_to_file(appended)
+            self._is_damaged = True
+            self._commit_to(self._mend(to_write=True), appended)
 
-    def _commit_to_file(self, appended: list[Operation]) -> None:
+    def _commit_to(self, database: Database, appended: list[Operation]) -> None:
         acknowledged: list[int] = []
         refused: list[tuple[int, Refusal]] = []
         for owed in self._owed:
@@ -422,62 +542,66 @@ class _Writer:
                 acknowledged += owed.numbers
             else:
                 refused += owed.refusals
-        self._database.write(appended, acknowledged, refused, time.time())
+        database.write(appended, acknowledged, refused, time.time())
         self._owed.clear()
 
-    def _replace(self, what: str, readable: Database | None) -> None:
-        _logger.error("the file of the spool %s %s: it is written anew from what can be read", self._path.name, what)
-        old = self._database
-        if readable is None:
-            old.close()
-        try:
-            self._database = self._rebuild(readable)
-        except (SpoolError, *_FAULTS):
-            if readable is None:
-                # What is in memory is still delivered; nothing new is taken.
-                self._database = Database(self._path, synchronous=self._synchronous)
-            raise
-        if readable is not None:
-            with contextlib.suppress(sqlite3.Error):
-                old.close()
+    def _commit_in_pieces(self, database: Database) -> None:
+        """Write down what is owed where the log cannot grow: as little at a time as may fit into it."""
+        while self._owed:
+            database.reuse_log()
+            first = self._owed[0]
+            if isinstance(first, _Bury):
+                database.write((), (), first.refusals, time.time())
+                del self._owed[0]
+            else:
+                database.write((), first.numbers[:_PIECE], (), time.time())
+                self._owed[0] = _Acknowledge(first.numbers[_PIECE:])
+                if len(first.numbers) <= _PIECE:
+                    del self._owed[0]
 
     def _answer(self, question: _Ask[Any]) -> None:
         try:
             try:
-                result = question.do(self._database)
-            except sqlite3.DatabaseError as error:
-                if self._rebuilt or not is_corrupt(error):
+                result = question.do(self._mend(to_write=False))
+            except SQLITE_FAULTS as error:
+                if not is_corrupt(error):
                     raise
-                self._replace("is damaged", None)
-                result = question.do(self._database)
-        except (SpoolError, *_FAULTS) as error:
-            self._post(_fail, question.answer, self._as_spool_error(error))
+                self._is_damaged = True
+                result = question.do(self._mend(to_write=False))
+        except Exception as error:  # noqa: BLE001 - Rule 5
+            self._post(question.answer.get_loop(), _fail, question.answer, self._as_spool_error(error))
         else:
-            self._post(_succeed, question.answer, result)
+            self._post(question.answer.get_loop(), _succeed, question.answer, result)
 
     def _refuse_rest(self) -> None:
         """Nothing reads the inbox any more: say so to who waits."""
         error = SpoolError(f"the spool {self._path.name} is closed")
         appended = 0
+        stops, self._stops = self._stops, []
         with contextlib.suppress(queue.Empty):
             while True:
                 said = self._inbox.get_nowait()
-                if type(said) is tuple:
+                if isinstance(said, tuple):
                     appended += 1
                 elif isinstance(said, _Ask):
-                    self._post(_fail, said.answer, error)
+                    self._post(said.answer.get_loop(), _fail, said.answer, error)
+                elif isinstance(said, _Stop):
+                    stops.append(said)
         if appended:
-            self._post(self._receive, Written(appended, error, 0, 0, 0))
+            self._post(self._loop, self._receive, attrs.evolve(self._picture, appended=appended, error=error))
+        for stop in stops:
+            self._post(stop.answer.get_loop(), _succeed, stop.answer, not self._owed)
 
-    def _post(self, call: Callable[..., None], *arguments: Any) -> None:
+    def _post(self, loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: whoever waited there is gone
-            self._loop.call_soon_threadsafe(call, *arguments)
+            loop.call_soon_threadsafe(call, *arguments)
 
-    def _name_fault(self, fault: str) -> None:
+    def _name_fault(self, error: BaseException) -> None:
+        fault = str(error) if isinstance(error, SpoolError) else describe(error)
         if self._fault is None:
             _logger.error(
                 "the spool %s cannot be written (%s): new operations are refused until it can; those that it holds "
-                "are delivered",
+                "are delivered, and sent again after the next start if that cannot be written down until then",
                 self._path.name,
                 fault,
             )
@@ -494,18 +618,16 @@ class _Writer:
 
     # --------------------------------------------------------------------------------------- which file it is
 
-    def _remember_file(self) -> None:
+    def _remember_files(self) -> None:
         self._files = {name: _identity(name) for name in (self._path, Path(f"{self._path}-wal"))}
 
-    def _is_our_file(self) -> bool:
-        """Whether the names still lead to what the connection has open: SQLite goes on writing to a removed file."""
+    def _look_at_files(self) -> dict[Path, tuple[int, int] | None]:
+        """The files that the names lead to now: SQLite goes on writing to a removed one."""
+        found = {name: _identity(name) for name in self._files}
         for name, known in self._files.items():
-            found = _identity(name)
             if known is None:
-                self._files[name] = found  # the log is made by the first transaction
-            elif found != known:
-                return False
-        return True
+                self._files[name] = found[name]  # the log is made by the first transaction
+        return found
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
