@@ -4,7 +4,8 @@ Rules:
 
 1. Content never raises: what cannot be read is counted. A file that cannot be read raises ``OSError``.
 2. A page is what its newest valid frame in the write-ahead log says, else what the file says. Frames count up to the
-   last that ends a transaction; where one between is damaged, those behind it still count, which SQLite ignores.
+   last that ends a transaction; where one between is damaged, those behind it still count, which SQLite ignores. A
+   last one whose page was never written, because the process was killed meanwhile, ends nothing.
 3. A cell counts only if its page's array of cells points to it: what was deleted stays in the gaps of pages.
 4. Whole pages that were emptied look like pages in use. They are told apart from two sides: what the tree reaches is in
    use, what the list of free pages names is not, and when one of these two is intact, it decides on the rest. When both
@@ -97,7 +98,7 @@ class Log:
         salts = header[16:24] if is_whole else first[8:16]  # what remains of an earlier round has other ones
         seed = _pair(header[24:])
         frames: list[tuple[int, bool]] = []  # the page it claims to be, 0 for none; whether it is valid
-        last, last_pages = -1, 0
+        last, last_pages = before = -1, 0
         file.seek(_LOG_HEADER)
         while len(frame := file.read(_FRAME)) == _FRAME:
             page, pages = _pair(frame)
@@ -105,9 +106,15 @@ class Log:
             if frame[8:16] == salts and page > 0:
                 valid = _checksum(frame[:8] + frame[_FRAME_HEADER:], order, seed) == stored
                 if pages:
+                    before = last, last_pages
                     last, last_pages = len(frames), pages if valid else 0
                 frames.append((page, valid))
             else:
+                if last == len(frames) - 1 and frames and not frames[last][1]:
+                    # The end of this round, over frames of an earlier one, is a transaction whose last page does not
+                    # fit. SQLite writes the head of a frame first and its page second: a kill in between left this,
+                    # and what was not written was not acknowledged.
+                    last, last_pages = before
                 frames.append((0, False))
             seed = stored  # and not what was computed: so that one damaged frame does not condemn all behind it
         for index, (page, valid) in enumerate(frames[: last + 1]):

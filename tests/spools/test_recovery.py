@@ -334,6 +334,30 @@ async def test_a_log_that_is_merely_torn_is_no_damage(tmp_path: Path) -> None:
         assert not kept_files(torn)
 
 
+@pytest.mark.parametrize("written", [24, 1_024])
+async def test_a_page_that_a_kill_left_unwritten_is_no_damage(tmp_path: Path, written: int) -> None:
+    """SQLite writes a frame's head before its page, over an earlier round of the log: a kill between them."""
+    working, path = tmp_path / "working.db", tmp_path / "events.db"
+    log = Path(f"{working}-wal")
+    database = Database(working)
+    for number in range(1, 41):
+        database.write([event(number, size=3_500)], (), (), 1.0)
+    database._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+    for number in range(41, 51):
+        database.write([event(number, size=3_500)], (), (), 1.0)
+    before = log.read_bytes()
+    database.write([event(51, size=3_500)], (), (), 1.0)
+    after = log.read_bytes()
+    assert len(after) == len(before)
+    copy(working, path)
+    database.close()
+    starts = range(32, len(after), FRAME)
+    last = max(start for start in starts if after[start : start + FRAME] != before[start : start + FRAME])
+    Path(f"{path}-wal").write_bytes(after[: last + written] + before[last + written :])
+    assert await numbers_of(path) == list(range(1, 51))
+    assert not kept_files(path)
+
+
 async def test_what_is_no_database_is_kept_and_the_spool_begins(tmp_path: Path) -> None:
     """Whatever stands there, the service starts; nothing of it is deleted."""
     path = tmp_path / "events.db"
