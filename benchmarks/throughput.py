@@ -1,10 +1,11 @@
 """How many events per second, and how much CPU per event, compared with the floor?
 
-    python benchmarks/throughput.py [--events N] [--rounds N] [--json FILE]
+    python benchmarks/throughput.py [--only NAME …] [--names N] [--people N] [--escapes] [--ready] [--json FILE]
 
-The floor is what Python and aiohttp take to encode each event (dict and orjson), to fill bodies of 500 KB and to POST
-them, with no queue, no order, no validation, no ids of their own and no counting. Both run in processes of their own on
-one core, in turn, against the same sink on the other core; what counts is the ratio of the medians.
+The floor is what Python and aiohttp take to make the data of an event, to encode it (dict and orjson), to fill bodies
+of 500 KB and to POST them, with no queue, no order, no validation, no ids and no clock. The floor of v1 is one call of
+aiohttp per event at the same concurrency. All run in processes of their own on one core, in turn, against the same sink
+on another core; what counts is the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -12,39 +13,46 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import aiohttp
+import attrs
+import harness
 import orjson
 
-from cio_batch import CioBatchTracker, Settings
+from cio_batch import Settings
+from cio_batch.transports import TrackV1Transport
 
-DATA = {
-    "url": "https://example.com/pricing?plan=pro&period=yearly",
-    "referrer": "https://example.com/blog/2024/launch",
-    "title": "Pricing \u2013 choose a plan",
-    "experiment": "pricing-headline-b",
-    "scroll": 0.75,
-    "logged_in": True,
-    "seats": 12,
-}
-PEOPLE = [f"user-{n}" for n in range(5_000)]
+CONCURRENCY = 10
+
+Run: TypeAlias = Callable[[str, harness.Workload], Awaitable[None]]
 
 
-async def floor(url: str, events: int) -> None:
+@attrs.frozen
+class Runner:
+    """Something that is measured.
+
+    Attributes:
+        run: Sends a workload to a URL.
+        floor: The name of what it is compared with.
+        share: How much of the events it gets; v1 is 70 times slower.
+        uvloop: Whether it runs in uvloop.
+    """
+
+    run: Run
+    floor: str = "floor"
+    share: float = 1.0
+    uvloop: bool = False
+
+
+async def floor(url: str, workload: harness.Workload) -> None:
     """Encode and POST, and nothing else."""
-    slots = asyncio.Semaphore(10)
-    tasks: list[asyncio.Task[None]] = []
-
-    async with aiohttp.ClientSession() as session:
+    slots = asyncio.Semaphore(CONCURRENCY)
+    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
 
         async def post(body: bytes) -> None:
             async with session.post(f"{url}/api/v2/batch", data=body) as response:
@@ -54,99 +62,136 @@ async def floor(url: str, events: int) -> None:
         pending: list[bytes] = []
         size = 12
         now = int(time.time())
-        for n in range(events):
+        for person, name, data in workload:
             encoded = orjson.dumps(
                 {
                     "type": "person",
                     "action": "event",
-                    "identifiers": {"id": PEOPLE[n % len(PEOPLE)]},
-                    "name": "page_viewed",
+                    "identifiers": {"id": person},
+                    "name": name,
                     "timestamp": now,
                     "id": "01ARZ3NDEKTSV4RRFFQ69G5FAV",
-                    "attributes": DATA,
+                    "attributes": data,
                 }
             )
             if size + len(encoded) + 1 > 499_999:
                 await slots.acquire()
-                tasks.append(asyncio.create_task(post(b'{"batch":[' + b",".join(pending) + b"]}")))
+                group.create_task(post(b'{"batch":[' + b",".join(pending) + b"]}"))
                 await asyncio.sleep(0)
                 pending, size = [], 12
             pending.append(encoded)
             size += len(encoded) + 1
         await slots.acquire()
-        tasks.append(asyncio.create_task(post(b'{"batch":[' + b",".join(pending) + b"]}")))
-        await asyncio.gather(*tasks)
+        group.create_task(post(b'{"batch":[' + b",".join(pending) + b"]}"))
 
 
-async def ours(url: str, events: int) -> None:
+async def ours(url: str, workload: harness.Workload) -> None:
     """A tracker at its default settings: validation, ids, order per person, bounds and counts are on."""
-    settings = Settings(site_id="site", track_api_key="key", track_url=url)
-    async with CioBatchTracker(settings) as tracker:
+    async with harness.tracker(url) as tracker:
         enqueue = tracker.enqueue
-        for n in range(events):
-            await enqueue(PEOPLE[n % len(PEOPLE)], "page_viewed", DATA)
-        report = await tracker.flush()
-        assert report.left == report.failed == report.rejected == 0
-        assert tracker.stats().delivered == events
+        for person, name, data in workload:
+            await enqueue(person, name, data)
+        await tracker.flush()
+        assert tracker.stats().delivered == workload.events
 
 
-RUNNERS = {"floor": floor, "ours": ours}
+async def v1_floor(url: str, workload: harness.Workload) -> None:
+    """One call per event, and nothing else."""
+    events = iter(workload)
+    now = int(time.time())
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def post_one_by_one() -> None:
+            for person, name, data in events:
+                body = orjson.dumps({"name": name, "timestamp": now, "id": "01ARZ3NDEKTSV4RRFFQ69G5FAV", "data": data})
+                async with session.post(f"{url}/api/v1/customers/{person}/events", data=body) as response:
+                    await response.read()
+
+        await asyncio.gather(*[post_one_by_one() for _ in range(CONCURRENCY)])
 
 
-def child(name: str, url: str, events: int) -> None:
-    """Run one measurement on core 0 and print it."""
-    if len(os.sched_getaffinity(0)) > 1:
-        os.sched_setaffinity(0, {0})
-    asyncio.run(RUNNERS[name](url, 20_000))  # warm up
-    used, begun = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    asyncio.run(RUNNERS[name](url, events))
-    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
-    print(json.dumps({"events_per_second": events / wall, "cpu_us_per_event": cpu / events * 1e6}))
+async def v1(url: str, workload: harness.Workload) -> None:
+    """A tracker on Track v1, without the rate limit, which the floor does not keep either."""
+    settings = Settings(site_id="site", track_api_key="key", track_url=url)
+    async with harness.tracker(url, transport=TrackV1Transport(settings), rate_limit=None) as tracker:
+        for person, name, data in workload:
+            await tracker.enqueue(person, name, data)
+        await tracker.flush()
+        assert tracker.stats().delivered == workload.events
+
+
+# To measure something else, write a function like `ours` and give it a line here.
+RUNNERS = {
+    "floor": Runner(floor),
+    "ours": Runner(ours),
+    "floor, uvloop": Runner(floor, uvloop=True),
+    "ours, uvloop": Runner(ours, floor="floor, uvloop", uvloop=True),
+    "v1 floor": Runner(v1_floor, floor="v1 floor", share=1 / 50),
+    "v1": Runner(v1, floor="v1 floor", share=1 / 50),
+}
+
+
+def child(runner: Runner, url: str, options: argparse.Namespace) -> None:
+    """Run one measurement and print it."""
+    harness.pin()
+    factory = None
+    if runner.uvloop:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+
+    def run(workload: harness.Workload) -> None:
+        with asyncio.Runner(loop_factory=factory) as loop:
+            loop.run(runner.run(url, workload))
+
+    run(harness.workload_of(options, int(20_000 * runner.share)))  # warm up
+    events = int(options.events * runner.share)
+    baseline = harness.rss()
+    used, begun = harness.cpu_seconds(), time.perf_counter()
+    run(harness.workload_of(options, events))
+    wall, cpu = time.perf_counter() - begun, harness.cpu_seconds() - used
+    over = max(0, harness.peak_rss() - baseline) / 1e6
+    print(json.dumps({"events_per_second": events / wall, "cpu_us_per_event": cpu / events * 1e6, "rss_mb": over}))
 
 
 def main() -> None:
-    """Measure both in turn and print the table."""
+    """Measure all in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=300_000)
+    harness.add_workload_options(parser, 300_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=RUNNERS, default=list(RUNNERS), help="what to measure")
+    parser.add_argument("--latency", type=float, default=0.0, help="milliseconds until the sink answers")
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child[0], options.child[1], options.events)
+        child(RUNNERS[options.child[0]], options.child[1], options)
         return
-    sink = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("sink.py")), "--cpu", str((os.cpu_count() or 1) - 1)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert sink.stdout is not None
-    url = f"http://127.0.0.1:{sink.stdout.readline().strip()}"
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in RUNNERS}
-    for _ in range(options.rounds):
-        for name, measured in runs.items():
-            command = [sys.executable, __file__, "--events", str(options.events), "--child", name, url]
-            measured.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    sink.communicate()
-    result: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "events": options.events,
-        "rounds": options.rounds,
-        "medians": {
-            name: {key: statistics.median(run[key] for run in measured) for key in measured[0]}
-            for name, measured in runs.items()
-        },
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.only}
+    flags = ["--events", options.events, "--names", options.names, "--people", options.people]
+    flags += ["--escapes"] * options.escapes + ["--ready"] * options.ready
+    with harness.Sink(options.latency) as sink:
+        for _ in range(options.rounds):
+            for name, measured in runs.items():
+                measured.append(harness.in_child(__file__, *flags, "--child", name, sink.url))
+        counts = sink.counts()
+    medians = {
+        name: {key: statistics.median(run[key] for run in measured) for key in measured[0]}
+        for name, measured in runs.items()
     }
-    print(result["machine"])
-    print(f"{'':8}{'events/s':>12}{'CPU us/event':>14}{'of the floor':>14}")
-    base = result["medians"]["floor"]
-    for name, row in result["medians"].items():
-        share = row["events_per_second"] / base["events_per_second"]
-        print(f"{name:8}{row['events_per_second']:12,.0f}{row['cpu_us_per_event']:14.2f}{share:14.2f}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2))
+    rows: list[list[object]] = []
+    for name, row in medians.items():
+        base = medians.get(RUNNERS[name].floor, {})
+        speed, cpu = row["events_per_second"], row["cpu_us_per_event"]
+        row["speed_ratio"] = speed / base.get("events_per_second", float("nan"))
+        row["cpu_ratio"] = cpu / base.get("cpu_us_per_event", float("nan"))
+        rows.append([name, f"{speed:,.0f}", cpu, row["rss_mb"], row["speed_ratio"], row["cpu_ratio"]])
+    print(harness.machine())
+    harness.show(["", "events/s", "CPU us/event", "MB over baseline", "speed : floor", "CPU : floor"], rows)
+    print(f"the sink took {counts['events']:,} events and used {counts['cpu_seconds']:.1f} s of CPU")
+    harness.write(
+        options.json, {"options": [str(flag) for flag in flags], "medians": medians, "runs": runs, "sink": counts}
+    )
 
 
 if __name__ == "__main__":

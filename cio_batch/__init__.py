@@ -20,6 +20,7 @@ The rooms of this house; each imports only what stands above it.
     dead_letters.py  what was refused or given up, as it is kept                                   (pure)
     letter_files.py  dead letters in files: appended by some processes while another one rewrites them
     retries.py       waits between attempts; with_retry(); the only place that knows backoff
+    ids.py           the ids of events, different ones in every process
     hooks.py         on_settled, before_enqueue
     transports/      the only aiohttp: http.py, track_v2.py, track_v1.py
     clients/         TypedCioClient, CioAppClient: direct calls, awaited one by one
@@ -32,7 +33,7 @@ The rooms of this house; each imports only what stands above it.
     tracker.py       CioBatchTracker: the queue, the flush task, the lifecycle
     factory.py       CioClientFactory: one client of each kind per process
     simulator/       a local Customer.io for demos, tests and development; knows nothing of the rest
-    cli/             cio-batch demo | send | dead-letters | replay | purge | simulate | taxonomy
+    cli/             cio-batch demo | send | dead-letters | replay | purge | simulate | taxonomy | tune
 """
 
 from cio_batch import operations

@@ -12,6 +12,8 @@ Rules:
    bounded by ``RetryOptions``, except while draining: then the deadline is the bound. With a spool beneath, that bound
    gives up nothing but such a culprit: for everything else the circuit opens, and one flight at a time probes.
 6. Every call passes ``_gate``.
+7. With a spool beneath, what comes after an operation whose repeat could undo it waits until that one is gone from the
+   spool: a kill between its verdict and that would send it again after the next start, behind what followed.
 
 Must not know: the queue, signals, HTTP.
 """
@@ -26,7 +28,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Final, Protocol
 
 import attrs
@@ -34,7 +36,7 @@ from aiolimiter import AsyncLimiter
 
 from cio_batch.chunks import Backlog, Chunk
 from cio_batch.errors import whereabouts
-from cio_batch.operations import Operation
+from cio_batch.operations import FINAL_KINDS, Operation
 from cio_batch.retries import delay
 from cio_batch.settings import RetryOptions
 from cio_batch.stats import Counters
@@ -100,6 +102,7 @@ class Flight:
         task: What sends it; ``None`` for the instant before it is made.
         aside: Whether it keeps failing alone, so that it does not count among those that are out.
         refusals: Calls that the service refused as a whole, since the last pause for that.
+        unforgotten: Whether something of it has its verdict and must leave the spool before its persons go on.
     """
 
     chunk: Chunk
@@ -107,6 +110,7 @@ class Flight:
     holds_slot: bool = True
     aside: bool = False
     refusals: int = 0
+    unforgotten: bool = False
     task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -129,6 +133,7 @@ class Delivery:
         counters: Where calls and retries are counted.
         settle: Takes operations with their verdict.
         durable: Whether a spool keeps what is not delivered, so that nothing need be given up for an outage.
+        forgotten: Waits until everything that is settled is gone from the spool.
     """
 
     def __init__(
@@ -142,6 +147,7 @@ class Delivery:
         counters: Counters,
         settle: Settle,
         durable: bool = False,
+        forgotten: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.backlog = backlog
         self._transport = transport
@@ -151,6 +157,7 @@ class Delivery:
         self._counters = counters
         self._settle = settle
         self._durable = durable
+        self._forgotten = forgotten
         self.expired_upto = 0  # operations with a number up to this one in the spool are too old to be sent again
         self._flights: dict[Flight, None] = {}  # in the order of their launch
         self._stopping = False
@@ -287,6 +294,9 @@ class Delivery:
     def _launch(self, chunk: Chunk) -> None:
         flight = Flight(chunk, deque([_Segment(chunk.operations)]))
         self._flights[flight] = None  # before anything of it runs, and an eager task factory runs it at once
+        self._start(flight)
+
+    def _start(self, flight: Flight) -> None:
         flight.task = self._loop.create_task(self._deliver(flight), name="cio_batch delivery")
         flight.task.add_done_callback(functools.partial(self._land, flight))
 
@@ -300,6 +310,9 @@ class Delivery:
             return  # abandoned
         if self._stopping and flight.segments:
             return  # they are counted as left
+        if flight.unforgotten and not self._stopping:
+            self._start(flight)  # somebody cancelled it: its persons still wait
+            return
         del self._flights[flight]
         if flight.segments:
             self.backlog.restore(flight.chunk, flight)
@@ -313,7 +326,10 @@ class Delivery:
             self._slots.release()
 
     async def _deliver(self, flight: Flight) -> None:
-        while flight.segments:
+        while True:
+            await self._see_forgotten(flight)
+            if not flight.segments:
+                return
             segment = flight.segments[0]
             if not segment.operations:
                 flight.segments.popleft()
@@ -321,7 +337,13 @@ class Delivery:
             judgement = await self._attempt(flight, segment)
             if not flight.segments:
                 return  # abandoned meanwhile
+            sent = segment.operations
             self._apply(flight, segment, judgement)
+            if segment.operations is not sent:
+                self._note_settled(flight, sent)
+                await self._see_forgotten(flight)  # before anything below releases a person
+                if not flight.segments:
+                    return
             if judgement.refuses_call:
                 self._count_refusal(flight, judgement)
             if not segment.operations:
@@ -331,6 +353,16 @@ class Delivery:
             elif judgement.next is not Next.PAUSE:
                 await self._fail(flight, segment, judgement)
             # After PAUSE the next attempt waits by itself, as a probe.
+
+    def _note_settled(self, flight: Flight, operations: Sequence[Operation]) -> None:
+        """Remember whether what got its verdict must leave the spool before anything follows it."""
+        if self._forgotten is not None and not FINAL_KINDS.isdisjoint([operation[2] for operation in operations]):
+            flight.unforgotten = True
+
+    async def _see_forgotten(self, flight: Flight) -> None:
+        if flight.unforgotten and self._forgotten is not None:
+            await self._forgotten()
+        flight.unforgotten = False
 
     async def _attempt(self, flight: Flight, segment: _Segment) -> Judgement:
         """Send a segment once. All of it happens within a slot."""
@@ -541,6 +573,7 @@ class Delivery:
         if given_up:
             flight.segments.popleft()
             operations, segment.operations = segment.operations, []
+            self._note_settled(flight, operations)
             self._settle(
                 operations,
                 Verdict.FAILED,
@@ -550,7 +583,7 @@ class Delivery:
             )
             return
         if self.expired_upto:
-            self._give_up_expired(segment)
+            self._give_up_expired(flight, segment)
         if exhausted and not others_get_through:
             self._open_circuit(segment, judgement)
         flight.aside = others_get_through
@@ -558,11 +591,12 @@ class Delivery:
             return  # the next attempt is a probe, which waits for its turn
         await self._sleep(self._affordable(self._wait_for(segment.attempts - 1, judgement)))
 
-    def _give_up_expired(self, segment: _Segment) -> None:
+    def _give_up_expired(self, flight: Flight, segment: _Segment) -> None:
         expired = [operation for operation in segment.operations if 0 < operation[3] <= self.expired_upto]
         if expired:
             gone = set(map(id, expired))
             segment.operations = [operation for operation in segment.operations if id(operation) not in gone]
+            self._note_settled(flight, expired)
             self._settle(expired, Verdict.FAILED, reason="max_age", attempts=segment.attempts)
 
     def _open_circuit(self, segment: _Segment, judgement: Judgement) -> None:

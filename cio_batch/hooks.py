@@ -92,7 +92,8 @@ class _Tasks:
         task.add_done_callback(self._tasks.discard)
 
     async def wait(self, timeout: float, besides: Collection[asyncio.Task[Any]]) -> None:
-        tasks = [task for task in self._tasks if task not in besides]
+        loop = asyncio.get_running_loop()  # those of another one ended with it
+        tasks = [task for task in self._tasks if task not in besides and task.get_loop() is loop]
         if not tasks:
             return
         _, running = await asyncio.wait(tasks, timeout=max(0.0, timeout))

@@ -444,15 +444,12 @@ def _related(
 
 # -------------------------------------------------------------------------------------------------- encoding
 
-# Encoded names by name: a taxonomy has tens or hundreds of them. Emptied when it has grown past its bound, so that
-# a program that puts ids into names costs time, never memory.
-_names: dict[str, bytes] = {}
-_MAX_CACHED_NAMES: Final = 4_096
-# The last second and its digits: one object, replaced as a whole, so that threads never see halves of two.
-_second: tuple[float, bytes] = (0.0, b"0")
-
-_EVENT_HEAD: Final = b'{"type":"person","action":"event","identifiers":'
-_EVENT_HEAD_BY_ID: Final = _EVENT_HEAD + b'{"id":'
+# The head of an event, from its first byte to the person, by name: a taxonomy has tens or hundreds of them, and
+# the time changes once a second. (since, until, head, name): one object, replaced as a whole, so that threads never
+# see halves of two. Emptied when it has grown past its bound, so that a program that puts ids into names costs time,
+# never memory.
+_heads: dict[str, tuple[float, float, bytes, bytes]] = {}
+_MAX_CACHED_HEADS: Final = 4_096
 
 
 def encode_event(
@@ -478,50 +475,68 @@ def encode_event(
     Raises:
         InvalidOperationError: The operation breaks a limit or cannot be encoded.
     """
-    global _second
     key: Key
     if type(user_id) is str:
         # 37 characters are at most 148 bytes, and "." and ".." are shorter than 3: the common id needs no measuring.
         if not 2 < len(user_id) <= 37 or user_id.isspace():
             check_id("user_id", user_id)
-        head = _EVENT_HEAD_BY_ID
         try:
             person = orjson.dumps(user_id)
         except TypeError:
             raise InvalidOperationError("user_id", _SURROGATES) from None
-        key = user_id
+        opening, key = b'{"id":', user_id
     else:
         identifiers = _person_identifiers("user_id", user_id)
-        head = _EVENT_HEAD
         encoded = _dumps("user_id", identifiers)
-        person, key = encoded[:-1], _key(identifiers, encoded)
+        opening, person, key = b"", encoded[:-1], _key(identifiers, encoded)
 
+    unix = now if timestamp is None else _time_given(name, timestamp)
     try:
-        named = _names[name]
+        since, until, head, _ = _heads[name]
     except (KeyError, TypeError):
-        named = _encode_name(name)
-
-    second, digits = _second
-    unix = now if timestamp is None else float(unix_seconds("timestamp", timestamp))
-    if not second <= unix < second + 1.0:
-        digits = b"%d" % unix
-        _second = (float(digits), digits)
+        head = _make_head(name, unix)
+    else:
+        if not since <= unix < until:
+            head = _make_head(name, unix)
 
     ulid = (new_id() if id is None else _check_ulid(id)).encode()
     if data is None:
-        body = b"".join((head, person, named, digits, b',"id":"', ulid, b'"}'))
+        body = b"".join((head, opening, person, b'},"id":"', ulid, b'"}'))
     else:
         try:
             attributes = orjson.dumps(data, _plain, _OPTIONS)
         except (TypeError, RecursionError):
             attributes = _encode_object("data", data)  # raises, and says where the fault is
-        # See _dumps for the null. rfind, because it is twice as fast as `in` on bytes of this size.
-        if attributes.rfind(b"null") >= 0 or (type(data) is not dict):
+        # See _dumps for the null. rpartition, because it is twice as fast as `in` on bytes of this size.
+        if attributes.rpartition(b"null")[1] or type(data) is not dict:
             attributes = _encode_object("data", data)
-        body = b"".join((head, person, named, digits, b',"id":"', ulid, b'","attributes":', attributes, b"}"))
+        body = b"".join((head, opening, person, b'},"id":"', ulid, b'","attributes":', attributes, b"}"))
     if len(body) > MAX_OPERATION_BYTES:
         raise _too_large(body)
     return body, key, "person.event", 0
+
+
+def _time_given(name: object, timestamp: float | dt.datetime) -> float:
+    try:
+        return float(unix_seconds("timestamp", timestamp))
+    except InvalidOperationError:
+        _encode_name(name)  # where both are wrong, the name is told, as `encode` does
+        raise
+
+
+def _make_head(name: object, unix: float) -> bytes:
+    """Everything before the person, which is the same for all events of one name in one second."""
+    try:
+        _, _, _, encoded = _heads[cast("str", name)]
+    except (KeyError, TypeError):
+        encoded = _encode_name(name)
+    second = b"%d" % unix
+    head = b'{"type":"person","action":"event","name":%b,"timestamp":%b,"identifiers":' % (encoded, second)
+    if len(_heads) >= _MAX_CACHED_HEADS:
+        _heads.clear()
+    since = float(second)
+    _heads[str.__str__(cast("str", name))] = (since, since + 1.0, head, encoded)  # str() of an Enum gives its own name
+    return head
 
 
 def encode(draft: Draft, *, now: float, new_id: Callable[[], str]) -> Operation:
@@ -602,9 +617,9 @@ def _write_event(draft: Draft, now: float, new_id: Callable[[], str]) -> tuple[_
     wire: _Wire = {
         "type": kind,
         "action": action,
-        "identifiers": identifiers,
         "name": draft.name,
         "timestamp": int(now) if draft.timestamp is None else unix_seconds("timestamp", draft.timestamp),
+        "identifiers": identifiers,
         "id": new_id() if draft.id is None else _check_ulid(draft.id),
     }
     if draft.attributes is not None:
@@ -833,7 +848,7 @@ def _key_read(identifiers: object) -> Key:
 
 
 def _encode_name(name: object) -> bytes:
-    """Check a name and return it as the middle of an event, from the end of the identifiers to the timestamp."""
+    """Check a name and return it as JSON."""
     if not isinstance(name, str):
         raise InvalidOperationError("name", f"must be text, got {type(name).__name__}")
     if not name or name.isspace():
@@ -842,11 +857,7 @@ def _encode_name(name: object) -> bytes:
     if size > MAX_NAME_BYTES:
         reason = f"is {size} bytes, at most {MAX_NAME_BYTES} are allowed"
         raise InvalidOperationError("name", reason, limit=MAX_NAME_BYTES, actual=size)
-    middle = b'},"name":' + orjson.dumps(name) + b',"timestamp":'
-    if len(_names) >= _MAX_CACHED_NAMES:
-        _names.clear()
-    _names[str.__str__(name)] = middle  # not str(): an Enum would answer with its own name
-    return middle
+    return orjson.dumps(name)
 
 
 def _seconds_of(field: str, value: dt.datetime) -> int:

@@ -50,8 +50,18 @@ class OperationQueue(asyncio.Queue[Operation]):
 
     Attributes:
         accepted: How many operations were ever accepted.
+        accepted_bytes: Their encoded bytes.
+        calm_operations: See ``calm_bytes``.
+        calm_bytes: While ``accepted`` and ``accepted_bytes`` stay below these marks, there is nothing to think about
+            when an operation enters: no bound, no waiter, no batch. ``enqueue`` writes that case of :meth:`offer` out.
+        append: Puts an operation at the end, in that case.
         batch_ready: Whether the flush task has a batch to fetch.
     """
+
+    # What `enqueue` touches for each event; a slot is found a third faster than one of forty entries of a __dict__.
+    __slots__ = ("accepted", "accepted_bytes", "append", "calm_bytes", "calm_operations")
+
+    append: Callable[[Operation], None]
 
     _queue: deque[Operation]
 
@@ -76,7 +86,7 @@ class OperationQueue(asyncio.Queue[Operation]):
         # Only ever growing, so that an operation that enters costs two additions: what is queued and what is held are
         # differences.
         self.accepted = 0
-        self._accepted_bytes = 0
+        self.accepted_bytes = 0
         self._taken = 0  # out of the queue itself
         self._taken_bytes = 0
         self._settled = 0
@@ -95,12 +105,12 @@ class OperationQueue(asyncio.Queue[Operation]):
     @property
     def held_bytes(self) -> int:
         """Their encoded bytes."""
-        return self._accepted_bytes - self._settled_bytes
+        return self.accepted_bytes - self._settled_bytes
 
     @property
     def queued_bytes(self) -> int:
         """Encoded bytes of what is in the queue itself."""
-        return self._accepted_bytes - self._taken_bytes
+        return self.accepted_bytes - self._taken_bytes
 
     def queued(self) -> Iterator[Operation]:
         """What is in the queue itself, in order."""
@@ -117,11 +127,11 @@ class OperationQueue(asyncio.Queue[Operation]):
 
     def offer(self, operation: Operation) -> bool:
         """Accept an operation if there is room and nobody waits; say whether it was accepted."""
-        accepted_bytes = self._accepted_bytes + len(operation[0])
+        accepted_bytes = self.accepted_bytes + len(operation[0])
         if self.accepted < self._watch_operations and accepted_bytes < self._watch_bytes:
-            self._queue.append(operation)
+            self.append(operation)
             self.accepted += 1
-            self._accepted_bytes = accepted_bytes
+            self.accepted_bytes = accepted_bytes
             return True
         size = len(operation[0])
         if not self._has_room(size):
@@ -183,8 +193,8 @@ class OperationQueue(asyncio.Queue[Operation]):
     def take_all(self) -> tuple[deque[Operation], int]:
         """Hand over everything in the queue, in order, with its encoded bytes."""
         taken, nbytes = self._queue, self.queued_bytes
-        self._queue = deque()
-        self._taken, self._taken_bytes = self.accepted, self._accepted_bytes
+        self._init(0)
+        self._taken, self._taken_bytes = self.accepted, self.accepted_bytes
         self.batch_ready = False
         self._watch()
         return taken, nbytes
@@ -207,6 +217,7 @@ class OperationQueue(asyncio.Queue[Operation]):
 
     def _init(self, maxsize: int) -> None:
         self._queue = deque()
+        self.append = self._queue.append
 
     def _put(self, item: Operation) -> None:
         self._queue.append(item)
@@ -223,6 +234,7 @@ class OperationQueue(asyncio.Queue[Operation]):
 
         They are where the queue is not empty any more, a batch is ready, the warning is due, or a bound is reached.
         """
+        self.calm_operations = self.calm_bytes = 0
         if self._waiting or not self._queue:
             self._watch_operations = self._watch_bytes = 0
             return
@@ -231,6 +243,8 @@ class OperationQueue(asyncio.Queue[Operation]):
         if not self.batch_ready:
             operations = min(operations, self._taken + self._batch_operations - 1)
             nbytes = min(nbytes, self._taken_bytes + self._batch_bytes)
+            # Not while a batch is ready: who then enqueues has to let the loop turn.
+            self.calm_operations, self.calm_bytes = operations, nbytes
         self._watch_operations, self._watch_bytes = operations, nbytes
 
     def _fits(self, size: int) -> bool:
@@ -261,7 +275,7 @@ class OperationQueue(asyncio.Queue[Operation]):
         first = not queue
         queue.append(operation)
         self.accepted += 1
-        self._accepted_bytes += size
+        self.accepted_bytes += size
         if first:  # only now, so that whoever is called sees numbers that agree
             self._on_first()
         if not self.batch_ready and (len(queue) >= self._batch_operations or self.queued_bytes >= self._batch_bytes):

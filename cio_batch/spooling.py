@@ -17,6 +17,7 @@ Must not know: chunks, transports, signals.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -139,6 +140,7 @@ class Spooling:
         Raises:
             SpoolError: It cannot be opened.
         """
+        self._waiting.clear()  # who waited for room did so in a loop that is gone
         contents = await self._spool.open(self._receive, self._purged)
         self.is_open = True
         self._take_stock(contents, outstanding)
@@ -344,10 +346,12 @@ class Spooling:
         if self._reading is not task:
             return
         self._reading = None
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            self.refill()  # by somebody else, as at the end of asyncio.run: a drain has no second to spare
+            return
+        if (error := task.exception()) is not None:
             _logger.error("reading the spool failed (%s) and is tried again", whereabouts(error))
-        if self.unread and self._has_memory() and self.is_open:
-            # Somebody cancelled it, or the disk is at fault.
+        if self.unread and self._has_memory() and self.is_open:  # the disk is at fault
             task.get_loop().call_later(_RETRY_INTERVAL, self.refill)
 
     async def _read(self) -> None:
@@ -388,6 +392,18 @@ class Spooling:
             self._spool.bury(list(zip(numbers, refusals, strict=True)))
         self.refill()
 
+    async def see_forgotten(self) -> None:
+        """Wait until everything that was settled by now is gone from the disk.
+
+        Cancellation: Only the waiting ends.
+        """
+        while self.is_open:
+            with contextlib.suppress(SpoolError):
+                await self._spool.last_before(0.0)  # an answer comes after what was said before the question
+                if self.fault is None:
+                    return
+            await asyncio.sleep(_RETRY_INTERVAL)
+
     def leave(self, count: int) -> None:
         """Operations in memory stay in the spool, without a verdict."""
         self.unread += count
@@ -417,6 +433,6 @@ class Spooling:
 
 
 def _fail(future: asyncio.Future[None], error: Exception) -> None:
-    if not future.done():
+    if not future.done() and not future.get_loop().is_closed():
         future.set_exception(error)
         future.exception()  # retrieved: whoever waited may have been cancelled in this very moment

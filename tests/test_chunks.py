@@ -215,7 +215,6 @@ class BacklogMachine(RuleBasedStateMachine):
         inside = self.backlog
         out = {key for chunk in self.out for key in chunk.keys}
         assert inside._out == out
-        assert inside._blocked == out | inside._lanes.keys()
         assert inside._due_lanes <= inside._lanes.keys()
         assert 0 <= inside._due_fresh <= len(inside._fresh)
         assert inside._fresh_bytes == sum(len(each[0]) for each in inside._fresh)

@@ -244,6 +244,42 @@ async def test_an_old_row_is_not_confused_with_a_new_one(path: Path) -> None:
 # --------------------------------------------------------------------------------------------------- memory, size
 
 
+async def test_what_a_repeat_could_undo_waits_until_the_disk_has_forgotten(path: Path) -> None:
+    """After a delete nothing of its person is sent until the delete is off the disk: a kill could bring it back."""
+    all_enqueued = asyncio.Event()
+    sent: list[Any] = []
+
+    class Locking(DiscardTransport):
+        async def send(self, operations: Sequence[Operation], call: Call) -> Judgement:
+            await all_enqueued.wait()
+            sent.append([orjson.loads(operation[0])["identifiers"]["id"] for operation in operations])
+            if len(sent) == 1:
+                other.execute("BEGIN IMMEDIATE")  # until it ends, no acknowledgement can be written
+            return deliver(operations)
+
+    transport = Locking()
+    async with CioBatchTracker(spool=SqliteSpool(path), transport=transport, batch_size=2, concurrency=1) as tracker:
+        other = sqlite3.connect(path, isolation_level=None)
+        await tracker.delete("u")
+        for person in ("v", "u", "w", "w", "x", "x"):
+            await tracker.enqueue(person, "seen")
+        all_enqueued.set()
+        await until(lambda: len(sent) == 3)
+        for task in asyncio.all_tasks():
+            if task.get_name() == "cio_batch delivery":
+                task.cancel()  # not even then
+        flush = asyncio.create_task(tracker.flush())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (sent, flush.done()) == ([["u", "v"], ["w", "w"], ["x", "x"]], False)
+        other.execute("ROLLBACK")
+        assert await flush == Report(delivered=1)
+        assert sent[3:] == [["u"]]
+        assert_conserved(tracker)
+        other.close()
+    assert rows(path) == []
+
+
 async def test_memory_stays_bounded_and_order_holds(path: Path) -> None:
     """Beyond ``max_pending`` operations live on disk only, and are read back in order."""
     transport = Told()

@@ -1,4 +1,4 @@
-"""The command ``cio-batch``: a demo, a sender of NDJSON files, dead letters, a local Customer.io, a taxonomy.
+"""The command ``cio-batch``: a demo, a sender of files, dead letters, a local Customer.io, a taxonomy, a tuner.
 
 ====================  =================================================================================
 ``demo``              events through a tracker and every fault; its producers are stopped half-way
@@ -8,6 +8,7 @@
 ``replay``            dead letters, sent again
 ``purge``             a person, removed from a spool or from dead letters
 ``taxonomy``          typed events → JSON Schema → typed events
+``tune``              which batch size, concurrency and flush interval are right, by measuring
 ``_producer``         the process that the demo stops
 ``plan``              which events the demo makes                                             (pure)
 ``record``            what a producer says about its events, and how it is read back
@@ -19,6 +20,11 @@
 ``reading``           a file or a pipe → numbered lines, without holding up the loop
 ``shipping``          operations through a tracker: fed, watched, drained, cut short
 ``weather``           the faults of a simulated run
+``sweep``             the points of a tuning run, and the numbers that a run of one comes to  (pure)
+``advice``            measurements → which settings, and why                                  (pure)
+``load``              one run of one point
+``_sink``             the local service that a tuning run measures against
+``chart``             the only module that knows matplotlib
 ``stopping``          Ctrl-C and SIGTERM as an event
 ``screen``            the only module that knows rich
 ====================  =================================================================================
@@ -43,6 +49,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cio_batch._version import __version__
@@ -54,6 +61,12 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)([smhdw])")
 MIN_EVENTS: Final = 1_000
 """The demo's fewest events: below that, there are too few calls for every fault to meet one."""
+
+LATENCY: Final = 0.1
+"""Seconds that tune's local service takes: what a service on the same continent does."""
+
+_LONGEST: Final = 60.0
+_FASTEST: Final = 1_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +93,9 @@ def _run(argv: Sequence[str] | None) -> int:
             return 2
         if arguments.command == "send":
             _check_combination(arguments)
-        if arguments.command == "purge" and not any(
+        elif arguments.command == "tune":
+            _check_tune(arguments)
+        elif arguments.command == "purge" and not any(
             each is not None for each in (arguments.person, arguments.email, arguments.phone, arguments.cio_id)
         ):
             arguments.parser.error("say whom: PERSON, --email, --phone or --cio-id")
@@ -169,6 +184,29 @@ def _run(argv: Sequence[str] | None) -> int:
                     as_json=arguments.as_json,
                 )
             )
+        case "tune":
+            from cio_batch.cli import tune
+
+            return tune.run(
+                tune.Options(
+                    url=arguments.url,
+                    send_real_events=arguments.send_real_events,
+                    dotenv=arguments.dotenv,
+                    batch_sizes=arguments.batch_sizes,
+                    concurrencies=arguments.concurrencies,
+                    flush_intervals=arguments.flush_intervals,
+                    event_rate=arguments.event_rate,
+                    max_age=arguments.max_age,
+                    event_bytes=arguments.event_bytes,
+                    people=arguments.people,
+                    latency=LATENCY if arguments.latency is None else arguments.latency,
+                    rate_limit=arguments.rate_limit,
+                    duration=arguments.duration,
+                    events=arguments.events,
+                    chart=arguments.chart,
+                    as_json=arguments.as_json,
+                )
+            )
         case _:
             from cio_batch.cli import simulate
 
@@ -193,6 +231,14 @@ def _check_combination(arguments: argparse.Namespace) -> None:
         parser.error("--simulate needs no credentials, so --dotenv means nothing with it")
     if arguments.check and (arguments.simulate or arguments.dotenv):
         parser.error("--check sends nothing, so neither --simulate nor --dotenv means anything with it")
+
+
+def _check_tune(arguments: argparse.Namespace) -> None:
+    parser: argparse.ArgumentParser = arguments.parser
+    if arguments.url is None and (arguments.send_real_events or arguments.dotenv):
+        parser.error("--send-real-events and --dotenv need --url: the local service takes no real events")
+    if arguments.url is not None and arguments.latency is not None:
+        parser.error("--latency is that of the local service; with --url the service has one of its own")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -286,6 +332,17 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("source", metavar="SCHEMA.json", help="the file; - for standard input")
     for action in (export, generate):
         action.add_argument("--out", metavar="FILE", help="where to write to, instead of standard output")
+    tune = commands.add_parser(
+        "tune",
+        help="find the batch size, concurrency and flush interval for a service, by measuring",
+        description="Measure each batch size with each concurrency at full load, then each flush interval at the rate "
+        "of events that you have, and recommend: the fewest calls at a time, and the smallest batch, within 5 % of "
+        "the best, and the longest flush interval that keeps events young enough. It takes about a minute. Without "
+        "--url it measures against a local service with a latency and a rate limit. Exit code 1 when there was nothing "
+        "to recommend, 2 when it could not begin, otherwise 130 or 143 when stopped by Ctrl-C or SIGTERM, after it has "
+        "shown what it has.",
+    )
+    _add_tune(tune)
     return parser
 
 
@@ -365,6 +422,61 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
     return Wanted(name=arguments.name, reason=arguments.reason, since=arguments.since)
 
 
+def _add_tune(tune: argparse.ArgumentParser) -> None:
+    tune.set_defaults(parser=tune)
+    real = tune.add_argument_group("against your own endpoint")
+    real.add_argument(
+        "--url",
+        metavar="URL",
+        help="its origin, such as https://track.customer.io; credentials come from CUSTOMERIO_SITE_ID and "
+        "CUSTOMERIO_TRACK_API_KEY",
+    )
+    real.add_argument(
+        "--send-real-events",
+        action="store_true",
+        help="yes, send events to it: named cio_batch_tune, of people named cio-batch-tune-1 and so on",
+    )
+    real.add_argument("--dotenv", action="store_true", help="read a .env file beneath the environment")
+    local = tune.add_argument_group("against a local service")
+    local.add_argument("--latency", type=_seconds, metavar="S", help=f"seconds that an answer takes ({LATENCY})")
+    tune.add_argument(
+        "--rate-limit", type=_rate, default=1_000.0, metavar="N", help="calls per second, kept to (%(default)g)"
+    )
+    tune.add_argument(
+        "--batch-sizes", type=_counts, default="50,200,500,1000,2000", metavar="N,…", help="to try (%(default)s)"
+    )
+    tune.add_argument(
+        "--concurrencies", type=_counts, default="1,2,5,10,20,50", metavar="N,…", help="to try (%(default)s)"
+    )
+    tune.add_argument(
+        "--flush-intervals", type=_intervals, default="0.1,0.25,0.5,1,2", metavar="S,…", help="to try (%(default)s)"
+    )
+    tune.add_argument(
+        "--event-rate", type=_rate, default=500.0, metavar="N", help="events per second that you have (%(default)g)"
+    )
+    tune.add_argument(
+        "--max-age",
+        type=_positive_seconds,
+        default=1.0,
+        metavar="S",
+        help="seconds from enqueue to delivery that you want for 99 of 100 events (%(default)g)",
+    )
+    tune.add_argument(
+        "--event-bytes", type=_count, default=200, metavar="N", help="length of each event's data (%(default)s)"
+    )
+    tune.add_argument(
+        "--duration", type=_positive_seconds, default=1.0, metavar="S", help="seconds of a measurement (%(default)g)"
+    )
+    tune.add_argument(
+        "--events", type=_count, metavar="N", help="the most events of a measurement (with --url 20000, else no bound)"
+    )
+    tune.add_argument(
+        "--people", type=_count, metavar="N", help="of how many people, in turn (with --url 1000, else 100000)"
+    )
+    tune.add_argument("--chart", type=Path, metavar="FILE", help="write a heat map: .png or .svg (needs matplotlib)")
+    tune.add_argument("--json", action="store_true", dest="as_json", help="print the result as JSON")
+
+
 def _add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (%(default)s)")
 
@@ -422,6 +534,33 @@ def _moment(text: str) -> float:
     return (when if when.tzinfo is not None else when.replace(tzinfo=dt.UTC)).timestamp()
 
 
+def _positive_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= _LONGEST:
+        message = f"must be seconds above 0, at most {_LONGEST:g}"
+        raise argparse.ArgumentTypeError(message)
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= _FASTEST:
+        message = f"must be a number per second above 0, at most {_FASTEST:,}"
+        raise argparse.ArgumentTypeError(message)
+    return value
+
+
+def _counts(text: str) -> list[int]:
+    return sorted({_count(part) for part in text.split(",")})
+
+
+def _intervals(text: str) -> list[float]:
+    return sorted({_positive_seconds(part) for part in text.split(",")})
+
+
 _moment.__name__ = "date, time or age"
+_counts.__name__ = "list of whole numbers"
+_intervals.__name__ = "list of seconds"
+_positive_seconds.__name__ = _rate.__name__ = "number"
 _count.__name__ = _events.__name__ = _port.__name__ = "whole number"  # argparse names the function in its error text
 _share.__name__ = _seconds.__name__ = "number"

@@ -142,7 +142,7 @@ class Screen:
         self._out.file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
         self._out.file.flush()
 
-    def table(self, title: str, columns: Mapping[str, bool], rows: Iterable[Sequence[object]]) -> None:
+    def listing(self, title: str, columns: Mapping[str, bool], rows: Iterable[Sequence[object]]) -> None:
         """Print a table on standard output.
 
         Args:
@@ -156,6 +156,44 @@ class Screen:
         for row in rows:
             table.add_row(*(Text(f"{cell:,}" if type(cell) is int else _printable(str(cell))) for cell in row))
         self._out.print(table)
+
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        parts: Sequence[Sequence[Sequence[str]]],
+        *,
+        marked: Collection[Sequence[str]],
+        content: dict[str, Any],
+        notes: Sequence[str],
+        amiss: Sequence[str],
+    ) -> None:
+        """Print a result that is a table of numbers.
+
+        Args:
+            title: Of the table.
+            columns: Their heads.
+            parts: Rows in groups, a line between these; a row is a text for each column.
+            marked: The rows that stand out.
+            content: What the JSON form holds.
+            notes: What follows from the table, a sentence each.
+            amiss: What did not go well, likewise.
+        """
+        if self._as_json:
+            self.json(content)
+            return
+        table = Table(title=Text(title), title_justify="left")
+        for column in columns:
+            table.add_column(Text(column), justify="right")
+        for rows in parts:
+            for row in rows:
+                table.add_row(*map(Text, row), style="bold green" if row in marked else "")
+            table.add_section()
+        self._out.print(table)
+        for sentence in notes:
+            self._say(sentence, "")
+        for sentence in amiss:
+            self._say(sentence, "bold yellow")
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line of the result, on standard output."""

@@ -24,8 +24,8 @@ from typing import Any, Final
 
 import attrs
 import orjson
-from ulid_transform import ulid_now
 
+from cio_batch import ids
 from cio_batch import operations as ops
 from cio_batch.cli.complaints import Complaints
 from cio_batch.cli.ledger import Comparison, Ledger
@@ -219,7 +219,7 @@ class _Shipment:
         try:
             draft = _read(line)
             # Its id and timestamp stand, so these are the very bytes that the tracker will make of it.
-            body = ops.encode(draft, now=0.0, new_id=ulid_now)[0]
+            body = ops.encode(draft, now=0.0, new_id=ids.new_id)[0]
         except (LineError, InvalidOperationError) as error:
             self._bad_lines += 1
             self._complain(number, str(error))
@@ -429,7 +429,7 @@ def _read(line: bytes | None) -> Draft:
     draft = read_line(line)
     if draft.kind in _WITH_ID:
         if draft.id is None:
-            draft.id = ulid_now()
+            draft.id = ids.new_id()
         if draft.timestamp is None:
             draft.timestamp = int(time.time())
     return draft

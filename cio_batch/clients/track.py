@@ -20,8 +20,8 @@ from typing import Any, Generic, overload
 
 import attrs
 import orjson
-from ulid_transform import ulid_now
 
+from cio_batch import ids
 from cio_batch import operations as ops
 from cio_batch.clients import calls
 from cio_batch.clients.base import CONCURRENCY, DirectClient, check_arguments, raise_for
@@ -377,7 +377,7 @@ class TypedCioClient(DirectClient, Generic[E, A]):
     # -------------------------------------------------------------------------------------------------- inside
 
     async def _say(self, draft: Draft) -> None:
-        operation = ops.encode(draft, now=time.time(), new_id=ulid_now)
+        operation = ops.encode(draft, now=time.time(), new_id=ids.new_id)
         await self._make(calls.request_of(operation), raise_for, None)
 
     def _read_event(self, name: E | str, data: Any) -> tuple[str, Any]:

@@ -2,7 +2,8 @@
 
 The tracker gives each operation a number, ever growing, and the spool keeps them in that order. What the tracker says
 (``append``, ``acknowledge``, ``bury``) returns at once; the spool writes it down in the order in which it was said, as
-many things at a time as came meanwhile, and reports in the tracker's loop.
+many things at a time as came meanwhile, and reports in the tracker's loop. What the tracker asks (``read``,
+``last_before``) is answered after all that was said before the question has been written, or reported as a fault.
 """
 
 from __future__ import annotations

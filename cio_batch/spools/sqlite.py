@@ -154,7 +154,11 @@ class SqliteSpool:
         opened: asyncio.Future[Contents] = loop.create_future()
         self._writer = _Writer(self._path, self._synchronous, loop, opened, receive, purged)
         self._writer.start()
-        return await asyncio.wait_for(opened, _OPEN_TIMEOUT)
+        try:
+            return await asyncio.wait_for(opened, _OPEN_TIMEOUT)
+        except SpoolError:
+            self._writer = None  # its thread ends by itself
+            raise
 
     def append(self, operation: Operation) -> None:
         """Write an operation; see :class:`~cio_batch.spools.Spool`."""

@@ -28,10 +28,11 @@ import ssl
 import threading
 import urllib.request
 import weakref
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeAlias
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from cio_batch._version import __version__
@@ -48,6 +49,36 @@ _REDIRECTS: Final = frozenset({301, 302, 307, 308})
 # Shorter than the 60 s after which common load balancers close an idle connection: a call on a connection that is
 # being closed costs a retry.
 _KEEPALIVE: Final = 15.0
+
+
+class PiecewiseBody(aiohttp.Payload):
+    """A body that is put together piece by piece as it goes out, and never stands in memory as a whole.
+
+    Half a megabyte at a time comes from the operating system and goes back to it, page by page: putting a batch
+    together cost 300 microseconds of CPU more than in pieces that fit into the cache and are used again. The loop also
+    has a pause between two pieces.
+
+    Args:
+        pieces: Gives the pieces; called anew for each time that the body is sent.
+        size: Their bytes.
+    """
+
+    def __init__(self, pieces: Callable[[], Iterator[bytes]], size: int) -> None:
+        super().__init__(pieces, content_type="application/json")
+        self._pieces = pieces
+        self._size = size
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write it all."""
+        for piece in self._pieces():
+            await writer.write(piece)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return it all as text; a middleware of the user's session may ask for that."""
+        return b"".join(self._pieces()).decode(encoding, errors)
+
+
+Body: TypeAlias = bytes | PiecewiseBody
 
 
 def basic_credentials(user: str, password: str) -> str:
@@ -101,7 +132,7 @@ class HttpClient:
         return any(not session.closed for session in list(self._sessions.values()))
 
     async def request(
-        self, method: str, path: str, body: bytes | None = None, *, attempt: int = 0, authorized: bool = True
+        self, method: str, path: str, body: Body | None = None, *, attempt: int = 0, authorized: bool = True
     ) -> Answer:
         """Make one call.
 
@@ -151,7 +182,7 @@ class HttpClient:
                 self._renewals += 1
                 self._authorization = fresh
 
-    async def _follow(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+    async def _follow(self, method: str, path: str, body: Body | None, headers: dict[str, str]) -> Answer:
         """Make one call, and follow its redirects as far as Rule 2 goes."""
         url = URL(self._origin + path, encoded=True)
         for _ in range(_MAX_REDIRECTS + 1):
@@ -191,7 +222,7 @@ class HttpClient:
             self._sessions.pop(loop, None)  # nobody closed it while that could be done: aiohttp tells so
 
     async def _call(
-        self, method: str, url: URL, body: bytes | None, headers: dict[str, str]
+        self, method: str, url: URL, body: Body | None, headers: dict[str, str]
     ) -> tuple[Answer, str | None]:
         """Make one call without following redirects; return the answer and its ``Location``."""
         if self._options.session is not None and self._options.session.closed:

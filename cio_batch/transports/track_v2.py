@@ -9,19 +9,21 @@ Source: Track API, ``POST /api/v2/batch`` ("must be smaller than 500kb ... each 
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from cio_batch.operations import ANONYMOUS_KINDS, Operation
 from cio_batch.settings import Settings
 from cio_batch.transports.base import Call
-from cio_batch.transports.http import basic_credentials
+from cio_batch.transports.http import PiecewiseBody, basic_credentials
 from cio_batch.transports.track_v1 import open_track_client, send_in_order
 from cio_batch.verdicts import Judgement, judge_batch
 
 _HEAD: Final = b'{"batch":['
 _TAIL: Final = b"]}"
+_PIECE_BYTES: Final = 64_000  # well below what malloc takes from the operating system each time
 
 
 class TrackV2Transport:
@@ -51,7 +53,9 @@ class TrackV2Transport:
         """Send one batch (or, for anonymous events, their calls in order) and judge the answer."""
         if operations[0][2] in ANONYMOUS_KINDS:
             return await send_in_order(self._client, operations, call)
-        body = _HEAD + b",".join([operation[0] for operation in operations]) + _TAIL
+        bodies = [operation[0] for operation in operations]
+        size = self.envelope_bytes + sum(map(len, bodies)) + len(bodies) - 1
+        body = PiecewiseBody(functools.partial(_pieces, bodies, size), size)
         await call.gate()
         answer = await self._client.request("POST", "/api/v2/batch", body, attempt=call.attempt)
         return judge_batch(answer, len(operations), time.time())
@@ -63,3 +67,13 @@ class TrackV2Transport:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+
+def _pieces(bodies: list[bytes], size: int) -> Iterator[bytes]:
+    """The body of a batch, in pieces of about ``_PIECE_BYTES``."""
+    step = max(1, len(bodies) * _PIECE_BYTES // size)
+    before = _HEAD
+    for start in range(0, len(bodies), step):
+        yield before + b",".join(bodies[start : start + step])
+        before = b","
+    yield _TAIL

@@ -27,7 +27,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["demo"], ["send"], ["simulate"], ["dead-letters"], ["dead-letters", "list"], ["replay"], ["purge"]],
+    [[], ["demo"], ["send"], ["simulate"], ["dead-letters"], ["dead-letters", "list"], ["replay"], ["purge"], ["tune"]],
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """--help of each command succeeds and goes to standard output."""
@@ -41,6 +41,7 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         ("demo", ["at least 1,000", "--faults"]),
         ("send", ["may be sent twice", "an id (a ULID)", "--check"]),
         ("simulate", ["8765 by default"]),
+        ("tune", ["within 5 % of the best", "cio-batch-tune-1", "--send-real-events", "about a minute"]),
         ("replay", ["with the same bytes and ids", "What is delivered is removed", "2026-01-31T12:00", "--dry-run"]),
         ("purge", ["await spool.purge(person)", "--cio-id"]),
     ],
@@ -80,6 +81,12 @@ def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None
         (["purge", "file"], "say whom"),
         (["simulate", "--port", "70000"], "between 0 and 65535"),
         (["simulate", "--port", "0", "--latency", "-1"], "at least 0"),
+        (["tune", "--batch-sizes", "50,x"], "invalid list of whole numbers value"),
+        (["tune", "--batch-sizes", "50,0"], "--batch-sizes: must be at least 1"),
+        (["tune", "--flush-intervals", "0"], "must be seconds above 0, at most 60"),
+        (["tune", "--rate-limit", "0"], "must be a number per second above 0"),
+        (["tune", "--send-real-events"], "need --url"),
+        (["tune", "--url", "http://127.0.0.1:9", "--latency", "1"], "--latency is that of the local service"),
     ],
 )
 def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +98,7 @@ def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    "arguments", [["demo"], ["send", "-", "--simulate"], ["simulate", "--port", "0"], ["replay", "file"]]
+    "arguments", [["demo"], ["send", "-", "--simulate"], ["simulate", "--port", "0"], ["tune"], ["replay", "file"]]
 )
 def test_without_rich_it_says_what_to_install(arguments: list[str]) -> None:
     """A missing rich is no traceback but a remedy."""
