@@ -41,13 +41,14 @@ class Evidence:
 
 @attrs.frozen(kw_only=True)
 class Findings:
-    """What the evidence says. All but the first four must be 0.
+    """What the evidence says. All but the first five must be 0.
 
     Attributes:
         acknowledged: Operations whose ``enqueue`` returned.
         arrived: Different operations that arrived.
         unacknowledged: Those of them whose caller was never told.
         repeated: Arrivals of what had arrived before.
+        repeated_by_id: Those of them that have an id, by which the service ignores them.
         lost: See Rule 2.
         out_of_order: First arrivals after that of a later operation of the same person.
         foreign: Arrivals that are not, byte by byte, what was said to the spool.
@@ -61,6 +62,7 @@ class Findings:
     arrived: int
     unacknowledged: int
     repeated: int
+    repeated_by_id: int
     lost: int
     out_of_order: int
     foreign: int
@@ -72,7 +74,7 @@ class Findings:
     @property
     def broken(self) -> dict[str, int]:
         """What must be 0 and is not."""
-        harmless = ("acknowledged", "arrived", "unacknowledged", "repeated")
+        harmless = ("acknowledged", "arrived", "unacknowledged", "repeated", "repeated_by_id")
         return {name: count for name, count in attrs.asdict(self).items() if count and name not in harmless}
 
 
@@ -81,14 +83,14 @@ def judge(evidence: Evidence) -> Findings:
     places = {body: place for place, body in enumerate(evidence.said)}
     people: dict[bytes, str] = {}
     deletes: set[bytes] = set()
-    ids: list[str] = []
+    ids: dict[bytes, str] = {}
     for body in places:
         operation = orjson.loads(body)
         people[body] = operation["identifiers"]["id"]
         if operation["action"] == "delete":
             deletes.add(body)
         if "id" in operation:
-            ids.append(operation["id"])
+            ids[body] = operation["id"]
 
     known = [body for body in evidence.arrived if body in places]
     out_of_order, undone = _judge_order(known, places, people, deletes, evidence.refused_alone)
@@ -99,12 +101,13 @@ def judge(evidence: Evidence) -> Findings:
         arrived=len(arrived),
         unacknowledged=len(arrived - acknowledged),
         repeated=len(known) - len(arrived),
+        repeated_by_id=sum(body in ids for body in known) - sum(body in ids for body in arrived),
         lost=sum(not (body in buried and body in evidence.refused) for body in acknowledged - arrived),
         out_of_order=out_of_order,
         foreign=len(evidence.arrived) - len(known),
         undone=undone,
         misreported=_count_misreported(evidence.acknowledged, places, people),
-        repeated_ids=len(ids) - len(set(ids)) + len(evidence.said) - len(places),
+        repeated_ids=len(ids) - len(set(ids.values())) + len(evidence.said) - len(places),
         wrongly_buried=sum(body not in evidence.refused or body not in places for body in buried),
     )
 
