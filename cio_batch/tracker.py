@@ -70,6 +70,8 @@ _logger = logging.getLogger(__name__)
 Overflow: TypeAlias = Literal["block", "raise", "drop_oldest", "drop_newest"]
 _OVERFLOWS: Final = ("block", "raise", "drop_oldest", "drop_newest")
 _TURNS_PER_BATCH: Final = 5
+_MAX_TURNS_PER_BATCH: Final = 40  # where sending is slower than production; 10 microseconds each
+_FEW_BATCHES: Final = 3  # with a service that answers at once no more are held
 _MAX_WARNED: Final = 1_000  # a program that puts ids into names costs a thousand warnings and no more
 _GRACE: Final = 0.2  # seconds that close() may take beyond its timeout to end its tasks and connections
 _SLICE: Final = 2_000  # operations that are given up in one step of the loop
@@ -782,11 +784,26 @@ class CioBatchTracker(Generic[E]):
 
         Without it, a producer in a tight loop would keep every other task from running until the queue is full. One
         turn launches the batch and the others let its body go out: with fewer, production runs ahead of sending,
-        100,000 events pile up cold in memory, and each costs twice as much CPU.
+        100,000 events pile up cold in memory, and each costs twice as much CPU. The same happens where several
+        producers take these turns at the same time; so one batch after the other has its turns, and whoever adds to
+        the next one when that is full waits for them.
         """
-        self._hand_over()
-        for _ in range(_TURNS_PER_BATCH):
-            await asyncio.sleep(0)
+        calm = self._calm
+        while self._queue.batch_ready:
+            if calm.is_set():
+                calm.clear()
+                try:
+                    self._hand_over()
+                    for turn in range(_MAX_TURNS_PER_BATCH):
+                        if turn >= _TURNS_PER_BATCH and self._queue.batches_held < _FEW_BATCHES:
+                            break
+                        await asyncio.sleep(0)
+                finally:
+                    calm.set()
+                    if self._queue.batch_ready:  # of those who cannot wait
+                        self._wake.set()
+                return
+            await calm.wait()
 
     async def _wait_for_room(self, operation: Operation) -> None:
         if self._overflow != "block":
@@ -946,6 +963,8 @@ class CioBatchTracker(Generic[E]):
         self._tasks.clear()
         self._queue.forget_waiters()
         self._wake = asyncio.Event()
+        self._calm = asyncio.Event()  # no batch has its turns to go out
+        self._calm.set()
         self._quiet = asyncio.Event()
         self._delivery.bind(loop)
 
@@ -1013,7 +1032,10 @@ class CioBatchTracker(Generic[E]):
                     if self._drained is not None:
                         self._drained()
                 return
-            self._hand_over()
+            if self._calm.is_set() or self._due or self._state is not _State.RUNNING:
+                self._hand_over()
+            else:
+                self._wake.clear()  # a batch has its turns; the next one is handed over after it
 
     def _hand_over(self) -> None:
         self._wake.clear()
@@ -1040,7 +1062,7 @@ class CioBatchTracker(Generic[E]):
         self._wake.set()
 
     def _wake_up(self) -> None:
-        if self._loop is not None:
+        if self._loop is not None and self._calm.is_set():  # else its turn comes
             self._wake.set()
 
     # ------------------------------------------------------------------------------------------ inside: the end
