@@ -74,6 +74,8 @@ Overflow: TypeAlias = Literal["block", "raise", "drop_oldest", "drop_newest"]
 _OVERFLOWS: Final = ("block", "raise", "drop_oldest", "drop_newest")
 _TURNS_PER_BATCH: Final = 5
 _SPOOL_GRACE: Final = 5.0  # seconds that a spool gets to end its thread when a loop that is gone had opened it
+_MAX_TURNS_PER_BATCH: Final = 40  # where sending is slower than production; 10 microseconds each
+_FEW_BATCHES: Final = 3  # with a service that answers at once no more are held
 _GRACE: Final = 0.2  # seconds that close() may take beyond its timeout to end its tasks and connections
 _SLICE: Final = 2_000  # operations that are given up in one step of the loop
 _WARY_INTERVAL: Final = 0.1  # seconds
@@ -957,11 +959,26 @@ class CioBatchTracker(Generic[E]):
 
         Without it, a producer in a tight loop would keep every other task from running until the queue is full. One
         turn launches the batch and the others let its body go out: with fewer, production runs ahead of sending,
-        100,000 events pile up cold in memory, and each costs twice as much CPU.
+        100,000 events pile up cold in memory, and each costs twice as much CPU. The same happens where several
+        producers take these turns at the same time; so one batch after the other has its turns, and whoever adds to
+        the next one when that is full waits for them.
         """
-        self._hand_over()
-        for _ in range(_TURNS_PER_BATCH):
-            await asyncio.sleep(0)
+        calm = self._calm
+        while self._queue.batch_ready:
+            if calm.is_set():
+                calm.clear()
+                try:
+                    self._hand_over()
+                    for turn in range(_MAX_TURNS_PER_BATCH):
+                        if turn >= _TURNS_PER_BATCH and self._queue.batches_held < _FEW_BATCHES:
+                            break
+                        await asyncio.sleep(0)
+                finally:
+                    calm.set()
+                    if self._queue.batch_ready:  # of those who cannot wait
+                        self._wake.set()
+                return
+            await calm.wait()
 
     async def _wait_for_room(self, operation: Operation) -> None:
         if self._overflow != "block":
@@ -1196,6 +1213,8 @@ class CioBatchTracker(Generic[E]):
         self._watches.clear()  # who waited did so in a loop that is gone, and cannot be woken
         self._queue.forget_waiters()
         self._wake = asyncio.Event()
+        self._calm = asyncio.Event()  # no batch has its turns to go out
+        self._calm.set()
         self._quiet = asyncio.Event()
         self._delivery.bind(loop)
 
@@ -1263,7 +1282,10 @@ class CioBatchTracker(Generic[E]):
                     if self._drained is not None:
                         self._drained()
                 return
-            self._hand_over()
+            if self._calm.is_set() or self._due or self._state is not _State.RUNNING:
+                self._hand_over()
+            else:
+                self._wake.clear()  # a batch has its turns; the next one is handed over after it
 
     def _hand_over(self) -> None:
         self._wake.clear()
@@ -1295,7 +1317,7 @@ class CioBatchTracker(Generic[E]):
         self._wake.set()
 
     def _wake_up(self) -> None:
-        if self._loop is not None:
+        if self._loop is not None and self._calm.is_set():  # else its turn comes
             self._wake.set()
 
     # ------------------------------------------------------------------------------------------ inside: the end
