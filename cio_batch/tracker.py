@@ -71,7 +71,8 @@ Overflow: TypeAlias = Literal["block", "raise", "drop_oldest", "drop_newest"]
 _OVERFLOWS: Final = ("block", "raise", "drop_oldest", "drop_newest")
 _TURNS_PER_BATCH: Final = 5
 _MAX_TURNS_PER_BATCH: Final = 40  # where sending is slower than production; 10 microseconds each
-_FEW_BATCHES: Final = 3  # with a service that answers at once no more are held
+_LARGE_BATCH: Final = 400_000  # bytes; a smaller one gets its share of these turns, or they would cost more than it
+_FEW_BATCHES: Final = 4  # with a service that answers at once no more are held
 _MAX_WARNED: Final = 1_000  # a program that puts ids into names costs a thousand warnings and no more
 _GRACE: Final = 0.2  # seconds that close() may take beyond its timeout to end its tasks and connections
 _SLICE: Final = 2_000  # operations that are given up in one step of the loop
@@ -245,7 +246,7 @@ class CioBatchTracker(Generic[E]):
         self._strict = strict
         self._warned: set[str] = set()
         self._check = transport.check
-        # Whether enqueue must take the way of drafts; one look on the hot path instead of three.
+        # Whether enqueue has more to do than to encode; short looks on the hot path instead of three.
         self._guarded = before_enqueue is not None or taxonomy is not None or self._check is not None
         self._on_settled = on_settled
         self._begin_empty()
@@ -363,13 +364,15 @@ class CioBatchTracker(Generic[E]):
 
         Source: Track API v2, schema ``person_event``.
         """
-        if self._guarded:
+        if self._guarded and (self._before_enqueue is not None or self._taxonomy is not None):
             await self.submit(ops.event(user_id, name, data, timestamp=timestamp, id=id))
             return
         # An event with data, the commonest, pays two nanoseconds for the typed ones.
         if data is None and type(name) is not str and isinstance(name, CioEvent):
             name, data = name.event_name, name.wire_data() or None
         operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ulid_now)
+        if self._guarded and self._check is not None:
+            self._check(operation)
         # From here on the same as _admit and queue.offer, written out: their calls would cost a tenth of it all.
         if get_ident() != self._open_thread or not self._is_running():
             self._enter()
@@ -793,9 +796,10 @@ class CioBatchTracker(Generic[E]):
             if calm.is_set():
                 calm.clear()
                 try:
+                    share = min(1.0, self._queue.queued_bytes / _LARGE_BATCH)
                     self._hand_over()
-                    for turn in range(_MAX_TURNS_PER_BATCH):
-                        if turn >= _TURNS_PER_BATCH and self._queue.batches_held < _FEW_BATCHES:
+                    for turn in range(max(1, int(_MAX_TURNS_PER_BATCH * share))):
+                        if turn >= _TURNS_PER_BATCH * share and self._queue.batches_held < _FEW_BATCHES:
                             break
                         await asyncio.sleep(0)
                 finally:
