@@ -17,17 +17,23 @@ The rooms of this house; each imports only what stands above it.
     chunks.py        a backlog that forms chunks: size, order per person                           (pure)
     verdicts.py      what an answer means for each operation, and what to do next                  (pure)
     stats.py         counters, frozen pictures                                                     (pure)
+    dead_letters.py  what was refused or given up, as it is kept                                   (pure)
+    letter_files.py  dead letters in files: appended by some processes while another one rewrites them
     retries.py       waits between attempts; with_retry(); the only place that knows backoff
+    ids.py           the ids of events, different ones in every process
     hooks.py         on_settled, before_enqueue
     transports/      the only aiohttp: http.py, track_v2.py, track_v1.py
     clients/         TypedCioClient, CioAppClient: direct calls, awaited one by one
+    spools/          durable queues beneath a tracker: SqliteSpool
+    dead_letter_file.py  DeadLetterFile, written by a thread of its own
     delivery.py      one chunk's way: semaphore, rate limit, retries, splits
     queues.py        the bounded asyncio.Queue, made for bulk
+    spooling.py      the way through a spool: from the door to the disk, and from there into the queue
     signals.py       SIGTERM, chained
     tracker.py       CioBatchTracker: the queue, the flush task, the lifecycle
     factory.py       CioClientFactory: one client of each kind per process
     simulator/       a local Customer.io for demos, tests and development; knows nothing of the rest
-    cli/             cio-batch demo | send | simulate | taxonomy
+    cli/             cio-batch demo | send | dead-letters | replay | purge | simulate | taxonomy | tune
 """
 
 from typing import TYPE_CHECKING, Final
@@ -51,6 +57,8 @@ if TYPE_CHECKING:
         TypedCioClient,
         WhatsAppRequest,
     )
+    from cio_batch.dead_letter_file import DeadLetterFile
+    from cio_batch.dead_letters import DeadLetter, Refusal
     from cio_batch.errors import (
         ApiError,
         CioBatchError,
@@ -61,6 +69,8 @@ if TYPE_CHECKING:
         InvalidOperationError,
         QueueFullError,
         SendOutcomeUnknownError,
+        SpoolError,
+        SpoolLockedError,
         TrackerClosedError,
         UnreachableError,
         WrongLoopError,
@@ -100,6 +110,8 @@ __all__ = [
     "CioId",
     "CioObjectId",
     "ConfigurationError",
+    "DeadLetter",
+    "DeadLetterFile",
     "DeliveryError",
     "DeliveryId",
     "Draft",
@@ -116,6 +128,7 @@ __all__ = [
     "Phone",
     "PushRequest",
     "QueueFullError",
+    "Refusal",
     "Relationship",
     "Report",
     "RetryAttempt",
@@ -125,6 +138,8 @@ __all__ = [
     "SettledChunk",
     "SettledOperation",
     "SmsRequest",
+    "SpoolError",
+    "SpoolLockedError",
     "Stats",
     "Taxonomy",
     "TrackerClosedError",
@@ -153,6 +168,11 @@ _ROOMS: Final[dict[str, tuple[str, ...]]] = {
         "TypedCioClient",
         "WhatsAppRequest",
     ),
+    "dead_letter_file": ("DeadLetterFile",),
+    "dead_letters": (
+        "DeadLetter",
+        "Refusal",
+    ),
     "errors": (
         "ApiError",
         "CioBatchError",
@@ -163,6 +183,8 @@ _ROOMS: Final[dict[str, tuple[str, ...]]] = {
         "InvalidOperationError",
         "QueueFullError",
         "SendOutcomeUnknownError",
+        "SpoolError",
+        "SpoolLockedError",
         "TrackerClosedError",
         "UnreachableError",
         "WrongLoopError",

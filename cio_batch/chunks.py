@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, TypeAlias, cast
 
 import attrs
@@ -240,6 +240,33 @@ class Backlog:
             self._due_fresh = max(0, self._due_fresh - 1)
             return operation
         return None
+
+    def remove(self, unwanted: Callable[[Operation], bool]) -> list[Operation]:
+        """Remove and return the operations that wait and that a function names; those that are out stay out."""
+        removed = [operation for operation in self._fresh if unwanted(operation)]
+        if removed:
+            due = sum(not unwanted(operation) for operation in itertools.islice(self._fresh, self._due_fresh))
+            self._fresh = deque(operation for operation in self._fresh if not unwanted(operation))
+            self._fresh_bytes -= sum(len(operation[0]) for operation in removed)
+            self._due_fresh = due
+        held: dict[int, Operation] = {}
+        for key, lane in list(self._lanes.items()):
+            gone = [operation for operation in lane if unwanted(operation)]
+            if not gone:
+                continue
+            for operation in gone:
+                held[id(operation)] = operation
+            kept = deque(operation for operation in lane if not unwanted(operation))
+            self._lanes[key] = kept
+            if key in self._rested:
+                self._rested_operations -= len(gone)
+            elif kept and key not in self._out:
+                self._open[key] = None  # what stands first now may be the next one of all
+            if not kept:
+                self._rested.pop(key, None)
+                self._forget_lane(key)
+        self._repeats -= sum(len(_keys(operation)) - 1 for operation in held.values())
+        return [*held.values(), *removed]
 
     # ------------------------------------------------------------------------------------------------- inside
 

@@ -9,8 +9,11 @@ Rules:
    nobody but its own persons.
 4. A ``Retry-After`` and a refusal of the credentials pause all senders; one flight at a time probes.
 5. A chunk that keeps failing while others get through is split until the culprit is alone. The number of attempts is
-   bounded by ``RetryOptions``, except while draining: then the deadline is the bound.
+   bounded by ``RetryOptions``, except while draining: then the deadline is the bound. With a spool beneath, that bound
+   gives up nothing but such a culprit: for everything else the circuit opens, and one flight at a time probes.
 6. Every call passes ``_gate``.
+7. With a spool beneath, what comes after an operation whose repeat could undo it waits until that one is gone from the
+   spool: a kill between its verdict and that would send it again after the next start, behind what followed.
 
 Must not know: the queue, signals, HTTP.
 """
@@ -25,7 +28,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Final, Protocol
 
 import attrs
@@ -33,7 +36,7 @@ from aiolimiter import AsyncLimiter
 
 from cio_batch.chunks import Backlog, Chunk
 from cio_batch.errors import whereabouts
-from cio_batch.operations import Operation
+from cio_batch.operations import FINAL_KINDS, Operation
 from cio_batch.retries import delay
 from cio_batch.settings import RetryOptions
 from cio_batch.stats import Counters
@@ -84,6 +87,8 @@ class _Segment:
     attempts: int = 0  # the last of them in a row that decided nothing
     failing_since: float = 0.0  # loop time of the first of them
     successes_then: int = 0  # calls that had got through by then
+    alone: int = 0  # how many of them failed although another call had got through since the one before
+    successes_seen: int = 0  # calls that had got through at the last of them
 
 
 @attrs.define(eq=False)
@@ -97,6 +102,7 @@ class Flight:
         task: What sends it; ``None`` for the instant before it is made.
         aside: Whether it keeps failing alone, so that it does not count among those that are out.
         refusals: Calls that the service refused as a whole, since the last pause for that.
+        unforgotten: Whether something of it has its verdict and must leave the spool before its persons go on.
     """
 
     chunk: Chunk
@@ -104,6 +110,7 @@ class Flight:
     holds_slot: bool = True
     aside: bool = False
     refusals: int = 0
+    unforgotten: bool = False
     task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -125,6 +132,8 @@ class Delivery:
         retry: Waits and number of repeats.
         counters: Where calls and retries are counted.
         settle: Takes operations with their verdict.
+        durable: Whether a spool keeps what is not delivered, so that nothing need be given up for an outage.
+        forgotten: Waits until everything that is settled is gone from the spool.
     """
 
     def __init__(
@@ -137,6 +146,8 @@ class Delivery:
         retry: RetryOptions,
         counters: Counters,
         settle: Settle,
+        durable: bool = False,
+        forgotten: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.backlog = backlog
         self._transport = transport
@@ -145,6 +156,9 @@ class Delivery:
         self._retry = retry
         self._counters = counters
         self._settle = settle
+        self._durable = durable
+        self._forgotten = forgotten
+        self.expired_upto = 0  # operations with a number up to this one in the spool are too old to be sent again
         self._flights: dict[Flight, None] = {}  # in the order of their launch
         self._stopping = False
         self._deadline = math.inf
@@ -152,7 +166,7 @@ class Delivery:
         self._retry_after_until = 0.0  # likewise; set by the service
         self._scout_at = 0.0  # likewise; when one more chunk may go out although too many wait
         self._paused: str | None = None  # why only probes are sent
-        self._probes = 0  # in a row that were refused
+        self._probes = 0  # in a row that failed
         self._successes = 0
         self._failures = 0  # in a row
 
@@ -171,6 +185,7 @@ class Delivery:
         self._work = asyncio.Event()
         self._work.set()
         self._draining = asyncio.Event()
+        self._nudge = asyncio.Event()  # set for an instant: who sleeps looks again how long
         self._probe = asyncio.Lock()
         self._stopping = False
         self._resume_at = self._retry_after_until = self._scout_at = 0.0
@@ -218,10 +233,18 @@ class Delivery:
                     break
                 self._launch(chunk)
 
+    def resume(self) -> None:
+        """Try again at once whatever is paused, but for a ``Retry-After``: something has changed."""
+        self._probes = 0
+        self._resume_at = 0.0
+        self._nudge.set()
+        self._nudge.clear()
+
     def drain(self, deadline: float) -> None:
         """Stop waiting for anything but a ``Retry-After``; ``deadline`` is in loop time."""
         self._deadline = min(self._deadline, deadline)
         self._draining.set()
+        self._nudge.set()
         self._resume_at = 0.0
         self.backlog.expire()
         self._work.set()
@@ -271,6 +294,9 @@ class Delivery:
     def _launch(self, chunk: Chunk) -> None:
         flight = Flight(chunk, deque([_Segment(chunk.operations)]))
         self._flights[flight] = None  # before anything of it runs, and an eager task factory runs it at once
+        self._start(flight)
+
+    def _start(self, flight: Flight) -> None:
         flight.task = self._loop.create_task(self._deliver(flight), name="cio_batch delivery")
         flight.task.add_done_callback(functools.partial(self._land, flight))
 
@@ -284,6 +310,9 @@ class Delivery:
             return  # abandoned
         if self._stopping and flight.segments:
             return  # they are counted as left
+        if flight.unforgotten and not self._stopping:
+            self._start(flight)  # somebody cancelled it: its persons still wait
+            return
         del self._flights[flight]
         if flight.segments:
             self.backlog.restore(flight.chunk, flight)
@@ -297,12 +326,24 @@ class Delivery:
             self._slots.release()
 
     async def _deliver(self, flight: Flight) -> None:
-        while flight.segments:
+        while True:
+            await self._see_forgotten(flight)
+            if not flight.segments:
+                return
             segment = flight.segments[0]
+            if not segment.operations:
+                flight.segments.popleft()
+                continue
             judgement = await self._attempt(flight, segment)
             if not flight.segments:
                 return  # abandoned meanwhile
+            sent = segment.operations
             self._apply(flight, segment, judgement)
+            if segment.operations is not sent:
+                self._note_settled(flight, sent)
+                await self._see_forgotten(flight)  # before anything below releases a person
+                if not flight.segments:
+                    return
             if judgement.refuses_call:
                 self._count_refusal(flight, judgement)
             if not segment.operations:
@@ -312,6 +353,16 @@ class Delivery:
             elif judgement.next is not Next.PAUSE:
                 await self._fail(flight, segment, judgement)
             # After PAUSE the next attempt waits by itself, as a probe.
+
+    def _note_settled(self, flight: Flight, operations: Sequence[Operation]) -> None:
+        """Remember whether what got its verdict must leave the spool before anything follows it."""
+        if self._forgotten is not None and not FINAL_KINDS.isdisjoint([operation[2] for operation in operations]):
+            flight.unforgotten = True
+
+    async def _see_forgotten(self, flight: Flight) -> None:
+        if flight.unforgotten and self._forgotten is not None:
+            await self._forgotten()
+        flight.unforgotten = False
 
     async def _attempt(self, flight: Flight, segment: _Segment) -> Judgement:
         """Send a segment once. All of it happens within a slot."""
@@ -324,11 +375,18 @@ class Delivery:
             else:
                 async with self._probe:
                     judgement = await self._send(segment)
-                    if judgement.next is Next.PAUSE:
-                        self._probes += 1  # not for the calls that were out when the pause began
+                    self._count_probe(judgement)
         finally:
             self._give_slot(flight)
         return judgement
+
+    def _count_probe(self, judgement: Judgement) -> None:
+        """Let the waits between probes grow; the calls that were out when the pause began do not count."""
+        if judgement.next is Next.PAUSE:
+            self._probes += 1
+        elif judgement.next is Next.RETRY and self._paused is not None:
+            self._hold_all(self._wait_for(self._probes, judgement))
+            self._probes += 1
 
     async def _send(self, segment: _Segment) -> Judgement:
         if segment.sent:
@@ -496,7 +554,11 @@ class Delivery:
         now = self._loop.time()
         if segment.attempts == 0:
             segment.failing_since, segment.successes_then = now, self._successes
+            segment.alone, segment.successes_seen = 0, self._successes
         segment.attempts += 1
+        if judgement.blames and self._successes > segment.successes_seen:
+            segment.alone += 1
+        segment.successes_seen = self._successes
         others_get_through = judgement.blames and self._successes > segment.successes_then
         threshold = _SUSPECT_AGAIN_AFTER if segment.suspect else _SUSPECT_AFTER
         exhausted = not self._draining.is_set() and (
@@ -506,9 +568,12 @@ class Delivery:
         if others_get_through and len(segment.operations) > 1 and (exhausted or segment.attempts >= threshold):
             self._isolate(flight, segment)
             return
-        if exhausted:
+        # With a spool, the attempts that fell into an outage are no reason to give anything up.
+        given_up = exhausted and (not self._durable or segment.alone > self._retry.max_retries)
+        if given_up:
             flight.segments.popleft()
             operations, segment.operations = segment.operations, []
+            self._note_settled(flight, operations)
             self._settle(
                 operations,
                 Verdict.FAILED,
@@ -517,14 +582,39 @@ class Delivery:
                 attempts=segment.attempts,
             )
             return
+        if self.expired_upto:
+            self._give_up_expired(flight, segment)
+        if exhausted and not others_get_through:
+            self._open_circuit(segment, judgement)
         flight.aside = others_get_through
+        if self._paused is not None:
+            return  # the next attempt is a probe, which waits for its turn
         await self._sleep(self._affordable(self._wait_for(segment.attempts - 1, judgement)))
 
+    def _give_up_expired(self, flight: Flight, segment: _Segment) -> None:
+        expired = [operation for operation in segment.operations if 0 < operation[3] <= self.expired_upto]
+        if expired:
+            gone = set(map(id, expired))
+            segment.operations = [operation for operation in segment.operations if id(operation) not in gone]
+            self._note_settled(flight, expired)
+            self._settle(expired, Verdict.FAILED, reason="max_age", attempts=segment.attempts)
+
+    def _open_circuit(self, segment: _Segment, judgement: Judgement) -> None:
+        """Nothing gets through, and a spool keeps it all: send nothing but probes until one succeeds."""
+        if self._paused is None:
+            self._paused = judgement.reason
+            self._probes = segment.attempts - 1
+            _logger.error(
+                "Customer.io cannot be reached (%s): everything stays in the spool, and one call at a time probes",
+                judgement.reason,
+            )
+            self._hold_all(self._wait_for(self._probes, judgement))
+
     async def _sleep(self, seconds: float) -> None:
-        """Wait; the beginning of a drain ends the wait."""
+        """Wait; the beginning of a drain ends the wait, as does :meth:`resume`."""
         if self._draining.is_set():
             await asyncio.sleep(seconds)
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._draining.wait()
+                await self._nudge.wait()

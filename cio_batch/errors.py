@@ -7,6 +7,8 @@
     ├── QueueFullError          (RuntimeError)  slow down, or call again later; nothing was queued
     ├── TrackerClosedError      (RuntimeError)  too late; nothing was queued
     ├── WrongLoopError          (RuntimeError)  call from the loop (or start in the loop) that owns the tracker
+    ├── SpoolError              (RuntimeError)  mend the disk, or the file; nothing was queued
+    │   └── SpoolLockedError                    another process (or tracker) owns the file
     └── DeliveryError                           a direct call did not succeed
         ├── ApiError                            the service answered, and the answer was no
         ├── UnreachableError                    no usable answer came; the call may be made again
@@ -17,13 +19,14 @@ Rules:
 1. A text holds sizes, limits, names of fields and settings, statuses: never a key, never content.
 2. What a program may want to branch on is an attribute, not a text.
 3. An error raised by ``enqueue`` and its like means that the operation was not accepted.
+4. An error can be pickled and copied, with all that it says.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -36,6 +39,17 @@ class CioBatchError(Exception):
     """
 
     retryable: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default would call the class with the text alone, and a worker's error would break the pool it came from.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(cls: type[CioBatchError], arguments: tuple[object, ...], attributes: dict[str, object]) -> CioBatchError:
+    """Make an error that was pickled or copied again."""
+    error = cls.__new__(cls, *arguments)
+    error.__dict__.update(attributes)
+    return error
 
 
 class ConfigurationError(CioBatchError, ValueError):
@@ -109,6 +123,24 @@ class TrackerClosedError(CioBatchError, RuntimeError):
 
 class WrongLoopError(CioBatchError, RuntimeError):
     """The tracker belongs to an event loop that is still running elsewhere, or to none yet."""
+
+
+class SpoolError(CioBatchError, RuntimeError):
+    """The spool, or a file of dead letters, cannot be read or written."""
+
+    retryable: bool = True
+
+
+class SpoolLockedError(SpoolError):
+    """The spool belongs to somebody else as long as that process lives.
+
+    Attributes:
+        pid: The process that owns it, ``None`` when it did not say.
+    """
+
+    def __init__(self, message: str, *, pid: int | None) -> None:
+        super().__init__(message)
+        self.pid = pid
 
 
 class DeliveryError(CioBatchError):

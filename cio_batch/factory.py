@@ -67,11 +67,22 @@ class CioClientFactory:
             dotenv: Whether that reads a ``.env`` file too, or which; needs the extra ``cio-batch[dotenv]``.
             track_client: Makes the track client: ``functools.partial(TypedCioClient, retry=None)``.
             app_client: Makes the app client.
-            tracker: Makes the tracker: ``functools.partial(CioBatchTracker, flush_interval=1.0)``.
+            tracker: Makes the tracker: ``functools.partial(CioBatchTracker, flush_interval=1.0)``. With a ``transport``
+                of its own it needs no credentials of the Track API.
 
         Raises:
-            ConfigurationError: A client was made already, and would not change.
+            ConfigurationError: An argument is of a wrong kind; or a client was made already, and would not change.
         """
+        if settings is not None and not isinstance(cast("object", settings), Settings):
+            msg = f"settings must be Settings(...), got {type(settings).__name__}"
+            raise ConfigurationError(msg, ("settings",))
+        makers: dict[str, object] = {"track_client": track_client, "app_client": app_client, "tracker": tracker}
+        for name, maker in makers.items():
+            if not callable(maker):
+                msg = (
+                    f"{name} must be a function of the settings, such as functools.partial, got {type(maker).__name__}"
+                )
+                raise ConfigurationError(msg, (name,))
         with cls._lock:
             if cls._made:
                 msg = "CioClientFactory.configure() comes too late: a client was made already"
@@ -152,11 +163,19 @@ class CioClientFactory:
                 if found is None or (isinstance(found, CioBatchTracker) and found.is_closed):
                     settings = cls._settings or cls._configured
                     if settings is None:
-                        settings = Settings.from_env(cls._dotenv, needs=_NEEDS.get(kind, ()))
+                        settings = cls._read_settings(kind)
                     make = cls._makers.get(kind, kind)
                     found = cls._made[kind] = make(settings)
                     cls._settings = settings
         return cast("T", found)
+
+    @classmethod
+    def _read_settings(cls, kind: type) -> Settings:
+        """Read the environment. What is missing is the client's to say: one may go by another transport."""
+        try:
+            return Settings.from_env(cls._dotenv)
+        except ConfigurationError:
+            return Settings.from_env(cls._dotenv, needs=_NEEDS[kind])  # names what is malformed and what is missing
 
     @classmethod
     def forget_parent(cls) -> None:
@@ -166,7 +185,7 @@ class CioClientFactory:
         cls._made = {}
 
 
-# The first getter names what is malformed and what it misses in one error; a later one has the settings already.
+# Nobody repairs one variable after the other: an error of the environment names what the getter would miss next, too.
 _NEEDS: Final[Mapping[type, tuple[Need, ...]]] = {
     TypedCioClient: ("track",),
     CioAppClient: ("app",),

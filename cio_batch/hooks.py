@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, TypeAlias, cast
 
 import attrs
 import orjson
 
+from cio_batch.dead_letters import DeadLetter, OnDeadLetter
 from cio_batch.operations import Draft, Operation
 from cio_batch.verdicts import Rejection, Verdict
 
@@ -75,12 +76,40 @@ OnSettled: TypeAlias = Callable[[SettledChunk], Awaitable[None] | None]
 BeforeEnqueue: TypeAlias = Callable[[Draft], Draft | None]
 
 
+class _Tasks:
+    """Tasks of hooks, held until they end."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def run(self, hook: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(hook)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def wait(self, timeout: float, besides: Collection[asyncio.Task[Any]]) -> None:
+        loop = asyncio.get_running_loop()  # those of another one ended with it
+        tasks = [task for task in self._tasks if task not in besides and task.get_loop() is loop]
+        if not tasks:
+            return
+        _, running = await asyncio.wait(tasks, timeout=max(0.0, timeout))
+        for task in running:
+            task.cancel()
+        if running:
+            _logger.warning("%d %s hooks were cancelled at the deadline", len(running), self._name)
+            await asyncio.wait(running, timeout=_GRACE)
+
+
 class SettledHook:
     """Calls ``on_settled``."""
 
     def __init__(self, hook: OnSettled) -> None:
         self._hook = hook
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = _Tasks("on_settled")
 
     def call(
         self,
@@ -105,9 +134,7 @@ class SettledHook:
             _logger.error("on_settled raised %s", type(error).__name__)
             return
         if inspect.isawaitable(result):
-            task = asyncio.ensure_future(_finish(result))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.run(_finish(result, "on_settled"))
 
     async def wait(self, timeout: float, besides: Collection[asyncio.Task[Any]] = ()) -> None:
         """Let running hooks finish for at most ``timeout`` seconds, then cancel them.
@@ -116,22 +143,52 @@ class SettledHook:
             timeout: Seconds.
             besides: Hooks that wait for the caller, and so are not waited for.
         """
-        tasks = [task for task in self._tasks if task not in besides]
-        if not tasks:
+        await self._tasks.wait(timeout, besides)
+
+
+class DeadLetterHook:
+    """Calls ``on_dead_letter``, one letter after the other."""
+
+    def __init__(self, hook: OnDeadLetter) -> None:
+        self._hook = hook
+        self._tasks = _Tasks("on_dead_letter")
+
+    def call(self, letters: Sequence[DeadLetter]) -> None:
+        """Tell the hook; must run in the loop of the tracker."""
+        if inspect.iscoroutinefunction(self._hook):
+            self._tasks.run(self._tell(letters))
             return
-        _, running = await asyncio.wait(tasks, timeout=max(0.0, timeout))
-        for task in running:
-            task.cancel()
-        if running:
-            _logger.warning("%d on_settled hooks were cancelled at the deadline", len(running))
-            await asyncio.wait(running, timeout=_GRACE)
+        for index, letter in enumerate(letters):
+            result = self._call(letter)
+            if inspect.isawaitable(result):  # a plain function that gives a coroutine: those behind wait for it
+                self._tasks.run(self._tell(letters[index + 1 :], result))
+                return
+
+    def _call(self, letter: DeadLetter) -> Awaitable[None] | None:
+        try:
+            return self._hook(letter)
+        except Exception as error:  # noqa: BLE001 - Rule 1
+            _logger.error("on_dead_letter raised %s", type(error).__name__)
+            return None
+
+    async def _tell(self, letters: Sequence[DeadLetter], first: Awaitable[None] | None = None) -> None:
+        if first is not None:
+            await _finish(first, "on_dead_letter")
+        for letter in letters:
+            result = self._call(letter)
+            if inspect.isawaitable(result):
+                await _finish(result, "on_dead_letter")
+
+    async def wait(self, timeout: float, besides: Collection[asyncio.Task[Any]] = ()) -> None:
+        """Let running hooks finish; as :meth:`SettledHook.wait`."""
+        await self._tasks.wait(timeout, besides)
 
 
-async def _finish(result: Awaitable[None]) -> None:
+async def _finish(result: Awaitable[None], name: str) -> None:
     try:
         await result
     except Exception as error:  # noqa: BLE001 - Rule 1
-        _logger.error("on_settled raised %s", type(error).__name__)
+        _logger.error("%s raised %s", name, type(error).__name__)
 
 
 def redact(hook: BeforeEnqueue, draft: Draft) -> Draft | None:

@@ -39,7 +39,7 @@ import orjson
 
 from cio_batch.errors import InvalidOperationError
 from cio_batch.events import MAX_NAME_BYTES as MAX_NAME_BYTES  # one of the limits of this module, too
-from cio_batch.events import CioEvent, Declared
+from cio_batch.events import CioEvent, Declared, UserAttributes
 from cio_batch.values import MAX_ATTRIBUTE_NAME_BYTES as MAX_ATTRIBUTE_NAME_BYTES
 
 MAX_OPERATION_BYTES: Final = 32_000
@@ -313,10 +313,13 @@ def identify(
     relationships: Iterable[ObjectRef | Relationship] | None = None,
 ) -> Draft:
     """Make or change a person. Source: schema ``identify_person``."""
+    if isinstance(attributes, CioEvent):
+        reason = f"must be a dict, UserAttributes or another object, got {type(attributes).__name__}, which is an event"
+        raise InvalidOperationError("attributes", reason)
     return Draft(
         kind="person.identify",
         subject=user_id,
-        attributes=attributes.wire_data() if isinstance(attributes, Declared) else attributes,
+        attributes=attributes.wire_data() if isinstance(attributes, UserAttributes) else attributes,
         timestamp=timestamp,
         relationships=None if relationships is None else _related(relationships),
     )
@@ -432,8 +435,10 @@ def delivery_event(delivery_id: str, metric: DeliveryMetric, device_token: str) 
 def _related(
     targets: Iterable[PersonId | AnonymousId | ObjectRef | Relationship],
 ) -> tuple[Relationship, ...]:
-    if isinstance(targets, str):  # it is iterable, too: each letter would become a person
-        raise InvalidOperationError("relationships", "must be a list or another iterable, got str")
+    # Text is iterable, too: each letter would become a person.
+    if isinstance(targets, (str, bytes)) or not isinstance(cast("object", targets), Iterable):
+        reason = f"must be a list or another iterable, got {type(targets).__name__}"
+        raise InvalidOperationError("relationships", reason)
     return tuple(target if isinstance(target, Relationship) else Relationship(target) for target in targets)
 
 
@@ -558,6 +563,44 @@ def encode(draft: Draft, *, now: float, new_id: Callable[[], str]) -> Operation:
         raise _too_large(body)
     unique = tuple(dict.fromkeys(keys))
     return body, unique[0] if len(unique) == 1 else unique, draft.kind, 0
+
+
+def key_of(person: PersonId) -> Key:
+    """The key by which a person's operations are kept in order.
+
+    Raises:
+        InvalidOperationError: That is no identifier.
+    """
+    return _key(_person_identifiers("person", person))
+
+
+def decode(body: bytes, number: int = 0) -> Operation:
+    """Read an operation back from its final bytes: what :func:`encode` gave is given again.
+
+    Args:
+        body: The bytes, as they stand in a spool or a dead letter.
+        number: Its number in the spool.
+
+    Raises:
+        InvalidOperationError: They are not an operation. Limits are not checked a second time.
+    """
+    if len(body) > MAX_OPERATION_BYTES:
+        raise _too_large(body)
+    try:
+        wire = orjson.loads(body)
+        kind = f"{wire['type']}.{wire['action']}"
+        if kind == "person.merge":
+            named = [wire["primary"], wire["secondary"]]
+        else:
+            named = [wire["identifiers"], *(each["identifiers"] for each in wire.get("cio_relationships", ()))]
+        keys = tuple(dict.fromkeys(_key_read(identifiers) for identifiers in named))
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise InvalidOperationError("operation", "must be the JSON of an operation of Track v2") from None
+    if kind not in _WRITERS:
+        raise InvalidOperationError("operation", "is of a kind that this version does not know")
+    if kind == "delivery.event":
+        return body, b"delivery" + _dumps("delivery_id", named[0]), kind, number
+    return body, keys[0] if len(keys) == 1 else keys, kind, number
 
 
 _Wire: TypeAlias = dict[str, Any]
@@ -792,6 +835,16 @@ def _key(identifiers: dict[str, str], encoded: bytes | None = None) -> Key:
     if "id" in identifiers:
         return identifiers["id"]
     return encoded if encoded is not None else _dumps("identifiers", identifiers)
+
+
+def _key_read(identifiers: object) -> Key:
+    """The key of identifiers that were read, each of which must be text."""
+    if not isinstance(identifiers, dict) or not identifiers:
+        raise TypeError
+    read = cast("dict[str, Any]", identifiers)
+    if not all(isinstance(value, str) for value in read.values()):
+        raise TypeError
+    return _key(read)
 
 
 def _encode_name(name: object) -> bytes:

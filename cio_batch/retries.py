@@ -21,7 +21,7 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
 
 import attrs
@@ -29,6 +29,7 @@ import backoff
 
 from cio_batch.errors import whereabouts
 from cio_batch.settings import RetryOptions
+from cio_batch.verdicts import parse_retry_after
 
 _logger = logging.getLogger(__name__)
 
@@ -58,8 +59,9 @@ def delay(options: RetryOptions, attempt: int, retry_after: float | None, random
 def waits(options: RetryOptions, random: Callable[[], float] = random_module.random) -> Generator[float, object, None]:
     """Generate the waits between attempts, in the form that ``backoff`` takes.
 
-    Each ``send`` passes what went wrong: an object whose ``retry_after`` is honoured, if it has one. The first value,
-    before anything is sent, is a placeholder.
+    Each ``send`` passes what went wrong: an object whose ``retry_after`` is honoured, if it has one; otherwise the
+    ``Retry-After`` of its ``headers``, or of those of its ``response``. The first value, before anything is sent, is a
+    placeholder.
     """
     problem = yield 0.0
     attempt = 0
@@ -71,15 +73,23 @@ def waits(options: RetryOptions, random: Callable[[], float] = random_module.ran
 def is_worth_retrying(error: BaseException) -> bool:
     """Everything, except an answer with a 4xx status other than 408 and 429.
 
-    An error that says itself whether it is ``retryable`` is believed.
+    An error that says itself whether it is ``retryable`` is believed. The status is read where the usual HTTP
+    libraries put it: ``status`` or ``status_code``, on the error or on its ``response``.
     """
     retryable = getattr(error, "retryable", None)
     if isinstance(retryable, bool):
         return retryable
-    status = getattr(error, "status", None)
-    if not isinstance(status, int):
-        status = getattr(error, "status_code", None)
-    return not (isinstance(status, int) and 400 <= status < 500 and status not in (408, 429))
+    status = _status(error)
+    return not (status is not None and 400 <= status < 500 and status not in (408, 429))
+
+
+def _status(error: object) -> int | None:
+    for owner in (error, getattr(error, "response", None)):
+        for name in ("status", "status_code"):
+            status = getattr(owner, name, None)
+            if isinstance(status, int):
+                return status
+    return None
 
 
 @attrs.frozen
@@ -211,7 +221,7 @@ def with_retry(
     Args:
         call: A coroutine function; each attempt calls it anew. Awaited at once, it is called without arguments.
         options: Waits, number of repeats and the time after which none is begun (``max_elapsed``); three repeats by
-            default.
+            default. A ``Retry-After`` is honoured, also that of an error of aiohttp, httpx or requests.
         retry_if: Whether an error is worth another attempt; :func:`is_worth_retrying` by default.
         on_retry: Called with a :class:`RetryAttempt` before each wait. If it raises, that is logged, and nothing else.
 
@@ -219,12 +229,14 @@ def with_retry(
         What ``call`` returned; as a decorator, a function that takes the same arguments.
 
     Raises:
+        TypeError: An argument is of a wrong kind, such as a coroutine in place of the function that makes one.
         Exception: The last error that ``call`` raised.
 
     Cancellation: A cancel ends the wait or the attempt at once and is never retried.
     """
     if isinstance(call, RetryOptions):
         call, options = None, call
+    _check_arguments(call, options, retry_if, on_retry)
     chosen = options if options is not None else RetryOptions()
 
     def decorate(call: Callable[..., Awaitable[Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -235,6 +247,22 @@ def with_retry(
     attempts = decorate(call)
     alone = options is None and retry_if is is_worth_retrying and on_retry is None
     return Retried(call, attempts) if alone else attempts()
+
+
+def _check_arguments(call: object, options: object, retry_if: object, on_retry: object) -> None:
+    """Raise for what would only come out as an attempt that fails, and would be repeated."""
+    if call is not None and not callable(call):
+        if inspect.iscoroutine(call):
+            call.close()  # it will not be awaited, and need not say so
+        msg = f"with_retry takes a coroutine function, such as `lambda: function(...)`, got {type(call).__name__}"
+        raise TypeError(msg)
+    if options is not None and not isinstance(options, RetryOptions):
+        msg = f"options must be RetryOptions(...), got {type(options).__name__}"
+        raise TypeError(msg)
+    for name, function in (("retry_if", retry_if), ("on_retry", on_retry or is_worth_retrying)):
+        if not callable(function):
+            msg = f"{name} must be a function, got {type(function).__name__}"
+            raise TypeError(msg)
 
 
 def _repeating(
@@ -296,5 +324,13 @@ def _as_coroutine_function(call: Callable[P, Awaitable[T]]) -> Callable[P, Corou
 
 
 def _retry_after(problem: object) -> float | None:
+    """The seconds that the service asked to wait: an attribute, or a header of the error or of its ``response``."""
     seconds = getattr(problem, "retry_after", None)
+    if seconds is None:
+        for owner in (problem, getattr(problem, "response", None)):
+            headers = getattr(owner, "headers", None)
+            if isinstance(headers, Mapping):
+                text = cast("Mapping[str, object]", headers).get("Retry-After")
+                seconds = parse_retry_after(text, time.time()) if isinstance(text, str) else None
+                break
     return float(seconds) if isinstance(seconds, (int, float)) and seconds > 0 else None

@@ -12,6 +12,7 @@ Must not know: asyncio, aiohttp, the clock.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import ssl
@@ -196,9 +197,9 @@ class Settings:
         region: ``"us"`` or ``"eu"``: the data centre of the account.
         track_url: Another origin instead of the region's, for example of a simulator: ``http://127.0.0.1:8080``.
         app_url: The same for the App API.
-        track_credentials: A function that returns ``(site_id, track_api_key)``, for credentials that change while the
-            program runs; it takes the place of the two above. It is asked when a client is made, and again, in a thread
-            of its own, when the service answers 401; with other credentials the call is repeated at once.
+        track_credentials: A plain function that returns ``(site_id, track_api_key)``, for credentials that change while
+            the program runs; it takes the place of the two above. It is asked when a client is made, and again, in a
+            thread of its own, when the service answers 401; with other credentials the call is repeated at once.
         app_credentials: The same for the App API: it returns the key.
         disabled: Validate and count everything, send nothing. By default ``CUSTOMERIO_DISABLED=1`` decides, also where
             the credentials do not come from the environment.
@@ -352,8 +353,10 @@ def _faults(values: Mapping[str, Any], label: Callable[[str], str]) -> list[tupl
         value = values.get(name)
         if value is not None and (fault := _origin_fault(value)) is not None:
             faults.append((label(name), fault))
-    functions = ("track_credentials", "app_credentials")
-    faults += [(label(name), "must be a function") for name in functions if not callable(values.get(name) or str)]
+    for name in ("track_credentials", "app_credentials"):
+        function = values.get(name) or str
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            faults.append((label(name), "must be a plain function; after a 401 it is called in a thread"))
     if not isinstance(values.get("disabled", False), bool):
         faults.append((label("disabled"), "must be 1 or 0"))
     return faults

@@ -24,7 +24,13 @@ class Counters:
     dropped: int = 0
     calls: int = 0
     retries: int = 0
+    dead_letters: int = 0
     last_error: str | None = None
+
+    @property
+    def settled(self) -> int:
+        """Operations that got a verdict."""
+        return self.delivered + self.rejected + self.failed + self.dropped
 
     def settle(self, verdict: Verdict, count: int) -> None:
         """Count operations that got their verdict."""
@@ -53,12 +59,17 @@ class Stats:
         dropped: Those that the overflow policy or ``before_enqueue`` let go.
         pending: Those that wait for a call.
         in_flight: Those that are in a call or wait to be sent again.
-        pending_bytes: Encoded bytes of the pending ones.
+        pending_bytes: Encoded bytes of the pending ones, without those that are in a spool only.
         in_flight_bytes: Encoded bytes of those in flight.
         calls: HTTP calls begun.
         retries: Calls among them that repeated one.
         last_error: What went wrong last, without content; ``None`` when nothing did.
-        paused: Why nothing is being sent at the moment (``"status 401"``), or ``None``.
+        paused: Why nothing but probes is sent at the moment (``"status 401"``), or ``None``.
+        spooled: Those of the pending ones that are in the spool only, because memory holds enough.
+        recovered: Operations that the spool held from an earlier run; part of ``accepted``.
+        spool_bytes: What the spool takes on disk, dead letters included.
+        spool_fault: Why the spool cannot be written at the moment, or ``None``.
+        dead_letters: Dead letters made since the tracker began.
     """
 
     state: str
@@ -75,6 +86,11 @@ class Stats:
     retries: int
     last_error: str | None
     paused: str | None
+    spooled: int = 0
+    recovered: int = 0
+    spool_bytes: int = 0
+    spool_fault: str | None = None
+    dead_letters: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -84,7 +100,8 @@ class Report:
     Attributes:
         delivered: Operations that the service accepted.
         rejected: Those that it refused.
-        failed: Those given up; after ``close`` the ones left are among them, reason ``deadline``.
+        failed: Those given up; after ``close`` the ones left are among them, reason ``deadline``, unless a spool keeps
+            them.
         dropped: Those let go.
         left: Those that had no verdict when the time was over.
     """

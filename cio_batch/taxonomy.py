@@ -30,7 +30,7 @@ from typing import Any, Final, TypeAlias, cast
 
 import attrs
 
-from cio_batch.errors import EventSchemaError
+from cio_batch.errors import ConfigurationError, EventSchemaError
 from cio_batch.events import CioEvent
 from cio_batch.values import (
     Choice,
@@ -50,6 +50,7 @@ from cio_batch.values import (
 Schema: TypeAlias = dict[str, Any]
 
 DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
+_MAX_TOLD: Final = 1_000  # a program that puts ids into names costs a thousand warnings and no more
 
 
 class Taxonomy:
@@ -130,6 +131,48 @@ class Taxonomy:
         ``dict``, is left out.
         """
         return _SchemaWriter().write(self._events)
+
+
+class EventValidator:
+    """A taxonomy at the door of a client: it refuses what contradicts it, or tells of it once for each name.
+
+    Args:
+        taxonomy: The events that there are.
+        strict: Whether to refuse.
+
+    Raises:
+        ConfigurationError: ``taxonomy`` is none.
+    """
+
+    def __init__(self, taxonomy: Taxonomy, *, strict: bool) -> None:
+        if not isinstance(cast("object", taxonomy), Taxonomy):
+            msg = f"taxonomy must be a Taxonomy, got {type(taxonomy).__name__}"
+            raise ConfigurationError(msg, ("taxonomy",))
+        self._taxonomy = taxonomy
+        self._strict = strict
+        self.told: set[str] = set()
+        """The names that were told of."""
+
+    def check(self, name: object, data: Any) -> EventSchemaError | None:
+        """Check an event that is about to be encoded.
+
+        Returns:
+            What is to be told, where it is not refused: the first contradiction of its name, of the first 1,000 names.
+
+        Raises:
+            EventSchemaError: It contradicts the taxonomy.
+        """
+        if not isinstance(name, str):  # the encoder says what is wrong with such a name
+            return None
+        try:
+            self._taxonomy.validate(name, data)
+        except EventSchemaError as error:
+            if self._strict:
+                raise
+            if name not in self.told and len(self.told) < _MAX_TOLD:
+                self.told.add(name)
+                return error
+        return None
 
 
 def _classes(events: Sequence[object]) -> Iterator[type[CioEvent]]:

@@ -7,6 +7,7 @@ Rules:
 3. Nothing that belongs to a loop, a socket or a signal is made in the constructor.
 4. An operation is accepted at the instant in which it enters the queue; from then on it is settled exactly once.
 5. Every container that an operation can be in (queue, backlog, flights) is read directly when its length is asked for.
+6. With a spool, everything passes it first (see ``spooling.py``), and what is not settled at the end stays in it.
 
 States: ``new`` (nothing runs) → ``running`` → ``hastening`` (SIGTERM came and a host owns the exit: no more
 lingering, operations are still taken) → ``draining`` (``close``: no more are taken) → ``closed``.
@@ -36,27 +37,29 @@ from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, overload
 
 import attrs
-from ulid_transform import ulid_now
 
+from cio_batch import ids, signals
 from cio_batch import operations as ops
-from cio_batch import signals
 from cio_batch.chunks import Backlog
+from cio_batch.dead_letter_file import DeadLetterFile
+from cio_batch.dead_letters import DeadLetter, OnDeadLetter, Refusal
 from cio_batch.delivery import Delivery
 from cio_batch.errors import (
     ConfigurationError,
-    EventSchemaError,
     QueueFullError,
     TrackerClosedError,
     WrongLoopError,
     whereabouts,
 )
 from cio_batch.events import CioEvent
-from cio_batch.hooks import BeforeEnqueue, OnSettled, SettledHook, redact
+from cio_batch.hooks import BeforeEnqueue, DeadLetterHook, OnSettled, SettledHook, redact
 from cio_batch.operations import Draft, ObjectRef, Operation, PersonId, Platform, Relationship
 from cio_batch.queues import OperationQueue
 from cio_batch.settings import QUEUE_RETRY, RetryOptions, Settings
+from cio_batch.spooling import Losses, Spooling
+from cio_batch.spools import Spool
 from cio_batch.stats import Counters, Report, Stats
-from cio_batch.taxonomy import Taxonomy
+from cio_batch.taxonomy import EventValidator, Taxonomy
 from cio_batch.transports import DiscardTransport, TrackV2Transport, Transport
 from cio_batch.verdicts import Rejection, Verdict
 
@@ -70,10 +73,10 @@ _logger = logging.getLogger(__name__)
 Overflow: TypeAlias = Literal["block", "raise", "drop_oldest", "drop_newest"]
 _OVERFLOWS: Final = ("block", "raise", "drop_oldest", "drop_newest")
 _TURNS_PER_BATCH: Final = 5
+_SPOOL_GRACE: Final = 5.0  # seconds that a spool gets to end its thread when a loop that is gone had opened it
 _MAX_TURNS_PER_BATCH: Final = 40  # where sending is slower than production; 10 microseconds each
 _LARGE_BATCH: Final = 400_000  # bytes; a smaller one gets its share of these turns, or they would cost more than it
 _FEW_BATCHES: Final = 4  # with a service that answers at once no more are held
-_MAX_WARNED: Final = 1_000  # a program that puts ids into names costs a thousand warnings and no more
 _GRACE: Final = 0.2  # seconds that close() may take beyond its timeout to end its tasks and connections
 _SLICE: Final = 2_000  # operations that are given up in one step of the loop
 _WARY_INTERVAL: Final = 0.1  # seconds
@@ -101,20 +104,42 @@ _MOVES: Final[Mapping[_State, frozenset[_State]]] = {
 
 @attrs.define(eq=False)
 class _FlushWatch:
-    """Follows the operations that a ``flush`` waits for."""
+    """Follows the operations that a ``flush`` waits for.
+
+    Without a spool it knows each of them by its ``id()``: the tuples live at least until they are settled. With one it
+    knows the number of the last, and how many up to that one are left.
+    """
 
     accepted: int  # by then; those who flush with nothing accepted in between share one
-    waiting: set[int]  # id() of each: the tuples live at least until they are settled
-    done: asyncio.Event
+    waiting: set[int]
+    last_number: int = 0
+    numbered: int = 0
+    done: asyncio.Event = attrs.field(factory=asyncio.Event)
     callers: int = 0
     verdicts: Counter[Verdict] = attrs.field(factory=Counter[Verdict])
 
+    @property
+    def left(self) -> int:
+        return len(self.waiting) + self.numbered
+
     def note(self, operations: Sequence[Operation], verdict: Verdict) -> None:
-        before = len(self.waiting)
-        self.waiting.difference_update(map(id, operations))
-        self.verdicts[verdict] += before - len(self.waiting)
-        if not self.waiting:
+        before = self.left
+        if self.numbered:
+            self.numbered -= sum([operation[3] <= self.last_number for operation in operations])
+        else:
+            self.waiting.difference_update(map(id, operations))
+        self.count(verdict, before - self.left)
+
+    def count(self, verdict: Verdict, settled: int) -> None:
+        self.verdicts[verdict] += settled
+        if not self.left:
             self.done.set()
+
+    def note_unread(self, verdict: Verdict, count: int) -> None:
+        """Operations that were on disk only are gone; the oldest first."""
+        settled = min(count, self.numbered)
+        self.numbered -= settled
+        self.count(verdict, settled)
 
     def report(self) -> Report:
         return Report(
@@ -122,7 +147,7 @@ class _FlushWatch:
             rejected=self.verdicts[Verdict.REJECTED],
             failed=self.verdicts[Verdict.FAILED],
             dropped=self.verdicts[Verdict.DROPPED],
-            left=len(self.waiting),
+            left=self.left,
         )
 
 
@@ -171,6 +196,13 @@ class CioBatchTracker(Generic[E]):
             ``before_enqueue`` sees them. It makes ``enqueue`` three to five times slower.
         strict: ``True`` to refuse an event that contradicts the taxonomy; ``False`` to take it, with one warning for
             each name.
+        spool: Keeps every operation on disk until the service has decided on it, for example
+            ``SqliteSpool("events.db")``. ``enqueue`` then returns once the operation is committed; ``max_pending`` is
+            what may be in memory, and the overflow policy guards the size on disk.
+        dead_letters: Where operations go that were rejected or failed: a :class:`DeadLetterFile`. With a spool they
+            are kept in it.
+        on_dead_letter: Called with a :class:`~cio_batch.dead_letters.DeadLetter` for each of them, in the loop; an
+            ``async def`` is awaited in a task, one letter after the other.
 
     Raises:
         ConfigurationError: An argument or a setting is missing or out of range.
@@ -197,6 +229,9 @@ class CioBatchTracker(Generic[E]):
         before_enqueue: BeforeEnqueue | None = None,
         taxonomy: Taxonomy | None = None,
         strict: bool = True,
+        spool: Spool | None = None,
+        dead_letters: DeadLetterFile | None = None,
+        on_dead_letter: OnDeadLetter | None = None,
     ) -> None:
         _check_arguments(
             kinds={
@@ -209,8 +244,10 @@ class CioBatchTracker(Generic[E]):
                 "enabled": (enabled, bool, "True or False"),
                 "handle_sigterm": (handle_sigterm, bool, "True or False"),
             },
-            hooks={"on_settled": on_settled, "before_enqueue": before_enqueue},
+            hooks={"on_settled": on_settled, "before_enqueue": before_enqueue, "on_dead_letter": on_dead_letter},
             transport=transport,
+            spool=spool,
+            dead_letters=dead_letters,
             whole={"batch_size": (batch_size, 1), "concurrency": (concurrency, 1), "max_pending": (max_pending, 1)},
             seconds={"flush_interval": flush_interval, "drain_timeout": drain_timeout},
             optional={"enqueue_timeout": enqueue_timeout, "rate_limit": rate_limit},
@@ -242,13 +279,16 @@ class CioBatchTracker(Generic[E]):
         self._drain_timeout = drain_timeout
         self._handle_sigterm = handle_sigterm
         self._before_enqueue = before_enqueue
-        self._taxonomy = taxonomy
-        self._strict = strict
-        self._warned: set[str] = set()
+        self._validator = None if taxonomy is None else EventValidator(taxonomy, strict=strict)
         self._check = transport.check
-        # Whether enqueue has more to do than to encode; short looks on the hot path instead of three.
-        self._guarded = before_enqueue is not None or taxonomy is not None or self._check is not None
+        # Whether enqueue must take the way of drafts; one look on the hot path instead of three.
+        self._guarded = (
+            before_enqueue is not None or taxonomy is not None or self._check is not None or spool is not None
+        )
+        self._spool = spool
+        self._dead_letters = dead_letters
         self._on_settled = on_settled
+        self._on_dead_letter = on_dead_letter
         self._begin_empty()
         _trackers.add(self)
 
@@ -266,6 +306,7 @@ class CioBatchTracker(Generic[E]):
         self._counters = Counters()
         self._left = 0  # how many failed because the time for a drain was over
         self._hook = None if self._on_settled is None else SettledHook(self._on_settled)
+        self._mourner = None if self._on_dead_letter is None else DeadLetterHook(self._on_dead_letter)
         self._delivery = self._new_delivery()
         me = weakref.ref(self)  # the queue outlives the tracker in its finalizer
         self._queue = OperationQueue(
@@ -276,6 +317,8 @@ class CioBatchTracker(Generic[E]):
             on_first=lambda: _call(me, CioBatchTracker._begin_to_linger),
             on_batch=lambda: _call(me, CioBatchTracker._wake_up),
         )
+        self._spooling = None if self._spool is None else self._new_spooling(self._spool)
+        self._opening: asyncio.Task[None] | None = None
         self._watches: list[_FlushWatch] = []
         self._timer: asyncio.TimerHandle | None = None
         self._due = False
@@ -289,7 +332,23 @@ class CioBatchTracker(Generic[E]):
         self._drained: Callable[[], None] | None = None
         self._signal_watch: signals.Watch | None = None
         self._foreign: set[concurrent.futures.Future[None]] = set()
-        self._finalizer = weakref.finalize(self, _warn_of_unclosed, self._queue)
+        self._finalizer = weakref.finalize(self, _warn_of_unclosed, self._queue, self._spooling)
+
+    def _new_spooling(self, spool: Spool) -> Spooling:
+        me = weakref.ref(self)  # the thread of the spool outlives the tracker
+        return Spooling(
+            spool,
+            self._queue,
+            max_operations=self._max_pending,
+            max_bytes=self._max_pending_bytes,
+            losses=Losses(
+                damaged=lambda count: _call(me, CioBatchTracker._count_unread, Verdict.FAILED, count, "damaged"),
+                gone=lambda count: _call(me, CioBatchTracker._count_unread, Verdict.DROPPED, count, "removed"),
+                purged=lambda numbers: _call(me, CioBatchTracker._withdraw, numbers),
+                expired=lambda upto: _call(me, CioBatchTracker._expire, upto),
+            ),
+            quiet=lambda: _call(me, CioBatchTracker._check_quiet),
+        )
 
     def _new_delivery(self) -> Delivery:
         return Delivery(
@@ -306,10 +365,21 @@ class CioBatchTracker(Generic[E]):
             retry=self._retry,
             counters=self._counters,
             settle=self._settle,
+            durable=self._spool is not None,
+            forgotten=None if self._spool is None else self._see_forgotten,
         )
 
     def __repr__(self) -> str:
-        return f"<CioBatchTracker {self._state} held={self._queue.held}>"
+        return f"<CioBatchTracker {self._state} held={self._held}>"
+
+    @property
+    def _held(self) -> int:
+        """Operations that are accepted and not settled, wherever they are."""
+        return self._queue.held + (0 if self._spooling is None else self._spooling.unread)
+
+    @property
+    def _accepted(self) -> int:
+        return self._queue.accepted if self._spooling is None else self._spooling.accepted
 
     # ---------------------------------------------------------------------------------------- taking operations
 
@@ -360,19 +430,21 @@ class CioBatchTracker(Generic[E]):
             TrackerClosedError: The tracker is closed or closing. Nothing was queued.
             WrongLoopError: The tracker runs in another loop. Nothing was queued.
 
-        Cancellation: An event that waits for room is not queued; one that is queued stays so.
+        With a spool it returns once the event is on disk, and also raises ``SpoolError``: it could not be written, and
+        was not accepted.
+
+        Cancellation: An event that waits for room is not queued; one that is queued stays so, and one that is being
+        written to a spool is not withdrawn.
 
         Source: Track API v2, schema ``person_event``.
         """
-        if self._guarded and (self._before_enqueue is not None or self._taxonomy is not None):
-            await self.submit(ops.event(user_id, name, data, timestamp=timestamp, id=id))
+        if self._guarded:
+            await self._enqueue_guarded(user_id, name, data, timestamp, id)
             return
         # An event with data, the commonest, pays two nanoseconds for the typed ones.
         if data is None and type(name) is not str and isinstance(name, CioEvent):
             name, data = name.event_name, name.wire_data() or None
-        operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ulid_now)
-        if self._guarded and self._check is not None:
-            self._check(operation)
+        operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id)
         # From here on the same as _admit and queue.offer, written out: their calls would cost a tenth of it all.
         if get_ident() != self._open_thread or not self._is_running():
             self._enter()
@@ -386,6 +458,20 @@ class CioBatchTracker(Generic[E]):
             await self._wait_for_room(operation)
         elif queue.batch_ready:
             await self._yield()
+
+    async def _enqueue_guarded(
+        self, user_id: PersonId, name: Any, data: Any, timestamp: float | dt.datetime | None, id: str | None
+    ) -> None:
+        if self._before_enqueue is not None or self._validator is not None:
+            await self.submit(ops.event(user_id, name, data, timestamp=timestamp, id=id))
+            return
+        # With a spool, or a wire that cannot say everything: the short way to the bytes.
+        if data is None and isinstance(name, CioEvent):
+            name, data = name.event_name, name.wire_data() or None
+        operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id)
+        if self._check is not None:
+            self._check(operation)
+        await self._admit(operation)
 
     @overload
     def enqueue_nowait(
@@ -425,7 +511,10 @@ class CioBatchTracker(Generic[E]):
         Raises:
             QueueFullError: The tracker is full and does not drop. Nothing was queued.
             InvalidOperationError, TrackerClosedError, WrongLoopError: As for :meth:`enqueue`.
+            ConfigurationError: The tracker has a spool, whose commit this call cannot wait for.
         """
+        if self._spooling is not None:
+            raise ConfigurationError(_NO_NOWAIT)
         operation = self._encode(ops.event(user_id, name, data, timestamp=timestamp, id=id))
         self._enter()
         if operation is not None and not self._queue.offer(operation):
@@ -469,7 +558,8 @@ class CioBatchTracker(Generic[E]):
         The event is checked and encoded in the calling thread; ``before_enqueue`` runs there too.
 
         Returns:
-            A future that is done once the event is accepted, or holds ``QueueFullError`` or ``TrackerClosedError``.
+            A future that is done once the event is accepted (with a spool: once it is on disk), or holds
+            ``QueueFullError``, ``TrackerClosedError`` or ``SpoolError``.
 
         Raises:
             InvalidOperationError: As for :meth:`enqueue`.
@@ -510,6 +600,17 @@ class CioBatchTracker(Generic[E]):
         encoded = self._encode(operation)
         if encoded is not None:
             await self._admit(encoded)
+
+    async def resend(self, body: bytes) -> None:
+        """Queue an operation that was encoded before, as a dead letter holds it: the same bytes, id and timestamp.
+
+        Raises:
+            InvalidOperationError, QueueFullError, TrackerClosedError, WrongLoopError: As for :meth:`enqueue`.
+        """
+        operation = ops.decode(body)
+        if self._check is not None:
+            self._check(operation)
+        await self._admit(operation)
 
     async def page(
         self,
@@ -596,8 +697,18 @@ class CioBatchTracker(Generic[E]):
     # -------------------------------------------------------------------------------------------------- lifecycle
 
     async def start(self) -> None:
-        """Start in the running loop; the first ``enqueue`` does it by itself. Idempotent."""
-        self._enter()
+        """Start in the running loop; the first ``enqueue`` does it by itself. Idempotent.
+
+        With a spool it opens the file, and what that holds is sent first.
+
+        Raises:
+            TrackerClosedError, WrongLoopError: As for :meth:`enqueue`.
+            SpoolError: The spool cannot be opened; as ``SpoolLockedError``, because it belongs to another process.
+        """
+        if self._spooling is not None:
+            await self._open_spool(self._spooling)
+        else:
+            self._enter()
 
     async def flush(self, timeout: float | None = None) -> Report:
         """Send everything accepted so far without waiting for fuller batches, and wait until it is settled.
@@ -618,14 +729,12 @@ class CioBatchTracker(Generic[E]):
         if self._state in (_State.NEW, _State.CLOSED):
             return Report()
         if self._loop is not asyncio.get_running_loop():
-            self._enter()
-        if not self._queue.held:
+            await self.start()
+        if not self._held:
             return Report()
         watch = self._watches[-1] if self._watches else None
-        if watch is None or watch.accepted != self._queue.accepted or watch.verdicts:
-            held = (self._delivery.undecided(), self._delivery.backlog, self._queue.queued())
-            waiting = set(map(id, itertools.chain.from_iterable(held)))
-            watch = _FlushWatch(self._queue.accepted, waiting, asyncio.Event())
+        if watch is None or watch.accepted != self._accepted or watch.verdicts:
+            watch = self._new_watch()
             self._watches.append(watch)
         watch.callers += 1
         self._due = True
@@ -637,9 +746,15 @@ class CioBatchTracker(Generic[E]):
             pass
         finally:
             watch.callers -= 1
-            if not watch.callers:
+            if not watch.callers and watch in self._watches:
                 self._watches.remove(watch)
         return watch.report()
+
+    def _new_watch(self) -> _FlushWatch:
+        if self._spooling is not None:
+            return _FlushWatch(self._accepted, set(), self._spooling.last_number, self._held)
+        held = (self._delivery.undecided(), self._delivery.backlog, self._queue.queued())
+        return _FlushWatch(self._accepted, set(map(id, itertools.chain.from_iterable(held))))
 
     async def close(self, timeout: float | None = None) -> Report:
         """Drain: take nothing more, send all that there is until the deadline, and say what became of it.
@@ -651,8 +766,8 @@ class CioBatchTracker(Generic[E]):
             timeout: Seconds; ``drain_timeout`` when ``None``.
 
         Returns:
-            The totals of this tracker; ``left`` counts what had no verdict when the time was over, and is part of
-            ``failed`` (reason ``deadline``).
+            The totals of this tracker; ``left`` counts what had no verdict when the time was over. It is part of
+            ``failed`` (reason ``deadline``); with a spool it is not, but stays there and is sent after the next start.
 
         Raises:
             WrongLoopError: The tracker runs in another loop.
@@ -684,13 +799,15 @@ class CioBatchTracker(Generic[E]):
     def _check_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make sure that this loop may drain: it is the tracker's own, or that one is gone."""
         if self._state in (_State.RUNNING, _State.HASTENING):
-            if self._loop is not loop:
+            if self._loop is not loop and self._spooling is None:
                 self._enter()  # rebinds, or raises
+            elif self._loop is not loop and self._loop is not None and not self._loop.is_closed():
+                raise WrongLoopError(_OTHER_LOOP)
         elif self._state is _State.DRAINING and self._loop not in (None, loop) and not self._loop.is_closed():
             raise WrongLoopError(_OTHER_LOOP)
 
     async def __aenter__(self) -> Self:
-        self._enter()
+        await self.start()
         return self
 
     async def __aexit__(
@@ -706,7 +823,26 @@ class CioBatchTracker(Generic[E]):
         self._finalizer.detach()
         if self._state is not _State.CLOSED:
             _inherited.append(vars(self).copy())
+            if self._spool is not None:
+                self._spool.forget_parent()
             self._begin_empty()
+
+    def update_credentials(self, site_id: str, track_api_key: str) -> None:
+        """Use other credentials from now on, and end a pause because of the old ones; what is held is sent with these.
+
+        They take the place of ``Settings.track_credentials``, too. Call it in the tracker's loop.
+
+        Raises:
+            ConfigurationError: They are malformed, or the transport has none. The old ones stay.
+        """
+        Settings(site_id=site_id, track_api_key=track_api_key).require_track()
+        update: Callable[[str, str], None] | None = getattr(self._transport, "update_credentials", None)
+        if update is None:
+            msg = f"{type(self._transport).__name__} has no update_credentials(): change its credentials there"
+            raise ConfigurationError(msg, ("transport",))
+        update(site_id, track_api_key)
+        if self._loop is not None and not self._loop.is_closed():
+            self._delivery.resume()
 
     @property
     def is_open(self) -> bool:
@@ -721,14 +857,16 @@ class CioBatchTracker(Generic[E]):
     def stats(self) -> Stats:
         """Return a picture of this instant. It walks what is held, so call it now and then, not per event."""
         in_flight_bytes = self._delivery.in_flight_bytes
+        spooling = self._spooling
+        spooled = 0 if spooling is None else spooling.unread
         return Stats(
             state=str(self._state),
-            accepted=self._queue.accepted,
+            accepted=self._accepted,
             delivered=self._counters.delivered,
             rejected=self._counters.rejected,
             failed=self._counters.failed,
             dropped=self._counters.dropped,
-            pending=self._queue.qsize() + len(self._delivery.backlog),
+            pending=self._queue.qsize() + len(self._delivery.backlog) + spooled,
             in_flight=self._delivery.in_flight,
             pending_bytes=self._queue.held_bytes - in_flight_bytes,
             in_flight_bytes=in_flight_bytes,
@@ -736,44 +874,43 @@ class CioBatchTracker(Generic[E]):
             retries=self._counters.retries,
             last_error=self._counters.last_error,
             paused=self._delivery.paused,
+            spooled=spooled,
+            recovered=0 if spooling is None else spooling.recovered,
+            spool_bytes=0 if spooling is None else spooling.used_bytes,
+            spool_fault=None if spooling is None else spooling.fault,
+            dead_letters=self._counters.dead_letters,
         )
 
     # ------------------------------------------------------------------------------------------- inside: the door
 
     def _encode(self, draft: Draft, foreign: asyncio.AbstractEventLoop | None = None) -> Operation | None:
         """Check a draft against the taxonomy, let the hook see it, and encode it; ``None`` when it was dropped."""
-        if self._taxonomy is not None and draft.kind in _TAXONOMIC:
-            self._compare(self._taxonomy, draft)
+        if self._validator is not None and getattr(draft, "kind", None) in _TAXONOMIC:
+            told = self._validator.check(draft.name, draft.attributes)
+            if told is not None:
+                _logger.warning("an event contradicts the taxonomy and is taken all the same: %s", told)
         if self._before_enqueue is not None:
             redacted = redact(self._before_enqueue, draft)
             if redacted is None:
                 if foreign is None:
-                    self._enter()
+                    if self._spooling is None:
+                        self._enter()
+                    elif self._state in (_State.DRAINING, _State.CLOSED):
+                        raise TrackerClosedError(_CLOSED)
                     self._drop_at_door((), "before_enqueue")
                 else:
                     self._call_in_loop(foreign, self._drop_at_door, (), "before_enqueue")
                 return None
             draft = redacted
-        operation = ops.encode(draft, now=time.time(), new_id=ulid_now)
+        operation = ops.encode(draft, now=time.time(), new_id=ids.new_id)
         if self._check is not None:
             self._check(operation)
         return operation
 
-    def _compare(self, taxonomy: Taxonomy, draft: Draft) -> None:
-        """Refuse an event that contradicts the taxonomy, or warn of the first one of its name."""
-        name: object = draft.name
-        if not isinstance(name, str):
-            return  # the encoder says what is wrong with it
-        try:
-            taxonomy.validate(name, draft.attributes)
-        except EventSchemaError as error:
-            if self._strict:
-                raise
-            if name not in self._warned and len(self._warned) < _MAX_WARNED:
-                self._warned.add(name)
-                _logger.warning("an event contradicts the taxonomy and is taken all the same: %s", error)
-
     async def _admit(self, operation: Operation) -> None:
+        if self._spooling is not None:
+            await self._admit_durably(self._spooling, operation)
+            return
         if self._open_loop is not asyncio.get_running_loop():
             self._enter()
         queue = self._queue
@@ -781,6 +918,45 @@ class CioBatchTracker(Generic[E]):
             await self._wait_for_room(operation)
         elif queue.batch_ready:
             await self._yield()
+
+    async def _admit_durably(self, spooling: Spooling, operation: Operation) -> None:
+        """Say an operation to the spool, and wait until it is written."""
+        if self._open_loop is not asyncio.get_running_loop():
+            await self._open_spool(spooling)
+        if spooling.has_room(len(operation[0])):
+            await spooling.append(operation)
+        elif self._overflow != "block":
+            if self._make_room_on_disk(spooling, operation):
+                await spooling.append(operation)
+        else:
+            written = spooling.wait_for_room(operation)
+            self._push()
+            try:
+                await asyncio.wait([written], timeout=self._enqueue_timeout)
+            except asyncio.CancelledError:
+                spooling.give_up(written)
+                raise
+            if not written.done() and spooling.give_up(written):
+                raise self._full(self._no_room())
+            await written
+
+    def _make_room_on_disk(self, spooling: Spooling, operation: Operation) -> bool:
+        """Apply the overflow policy to a full spool; say whether the operation may be written."""
+        self._push()
+        if self._overflow == "drop_oldest":
+            self._hand_over()
+            while not spooling.has_room(len(operation[0])):
+                oldest = self._delivery.backlog.drop_oldest()
+                if oldest is None:  # all that is in memory is in flight
+                    break
+                self._settle([oldest], Verdict.DROPPED, reason="overflow")
+            else:
+                return True
+        if self._overflow == "raise":
+            why = "and the caller does not wait for room"
+            raise self._full(why)
+        self._drop_at_door([operation], "overflow")
+        return False
 
     async def _yield(self) -> None:
         """Send a full batch, and let the loop turn while it goes out.
@@ -852,7 +1028,14 @@ class CioBatchTracker(Generic[E]):
             self._wake.set()
 
     def _full(self, why: str) -> QueueFullError:
-        queue = self._queue
+        queue, spooling = self._queue, self._spooling
+        if spooling is not None and self._spool is not None:
+            msg = (
+                f"the spool is full ({spooling.used_bytes} of {self._spool.max_bytes} bytes are used; {self._held} "
+                f"operations and {spooling.dead_letters} dead letters are in it, {spooling.unwritten} are being "
+                f"written): {why}; slow down, raise max_bytes, or replay the dead letters"
+            )
+            return QueueFullError(msg, pending=self._held, pending_bytes=spooling.used_bytes)
         msg = (
             f"the tracker is full ({queue.held} of {self._max_pending} operations, {queue.held_bytes} of "
             f"{self._max_pending_bytes} bytes are held): {why}; slow down, or raise max_pending"
@@ -864,7 +1047,10 @@ class CioBatchTracker(Generic[E]):
 
     def _drop_at_door(self, operations: Sequence[Operation], reason: str) -> None:
         """Count an operation that was let go before it entered the queue, encoded or not."""
-        self._queue.count_dropped()
+        if self._spooling is not None:
+            self._spooling.count_dropped()
+        else:
+            self._queue.count_dropped()
         self._counters.settle(Verdict.DROPPED, 1)
         if self._hook is not None and operations:
             self._hook.call(operations, Verdict.DROPPED, None, reason, 0, 0)
@@ -876,7 +1062,9 @@ class CioBatchTracker(Generic[E]):
         try:
             if self._loop is not asyncio.get_running_loop() or self._open_loop is None:
                 raise TrackerClosedError(_CLOSED)
-            if self._queue.offer(operation):
+            if self._spooling is not None:
+                self._admit_foreign_durably(self._spooling, operation, future)
+            elif self._queue.offer(operation):
                 future.set_result(None)
             elif self._overflow != "block":
                 self._make_room(operation)
@@ -890,6 +1078,28 @@ class CioBatchTracker(Generic[E]):
                 room.add_done_callback(lambda room: self._tell_foreign(room, timer, future))
         except Exception as error:  # noqa: BLE001 - it belongs to the other thread
             _refuse(future, error)
+
+    def _admit_foreign_durably(
+        self, spooling: Spooling, operation: Operation, future: concurrent.futures.Future[None]
+    ) -> None:
+        timer = None
+        if spooling.has_room(len(operation[0])):
+            written = spooling.append(operation)
+        elif self._overflow != "block":
+            if not self._make_room_on_disk(spooling, operation):
+                future.set_result(None)
+                return
+            written = spooling.append(operation)
+        else:
+            written = spooling.wait_for_room(operation)
+            self._push()
+            if self._enqueue_timeout is not None and self._loop is not None:
+                timer = self._loop.call_later(self._enqueue_timeout, self._give_up_waiting_durably, spooling, written)
+        written.add_done_callback(lambda written: self._tell_foreign(written, timer, future))
+
+    def _give_up_waiting_durably(self, spooling: Spooling, written: asyncio.Future[None]) -> None:
+        if spooling.give_up(written):
+            written.set_exception(self._full(self._no_room()))
 
     def _call_in_loop(self, loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -941,6 +1151,46 @@ class CioBatchTracker(Generic[E]):
             raise WrongLoopError(_OTHER_LOOP)
         self._bind(loop)
 
+    async def _open_spool(self, spooling: Spooling) -> None:
+        """Make sure that the spool is open in the running loop, and the tracker with it.
+
+        Cancellation: The opening goes on.
+        """
+        loop = asyncio.get_running_loop()
+        if self._state in (_State.DRAINING, _State.CLOSED):
+            raise TrackerClosedError(_CLOSED)
+        if self._loop is loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            raise WrongLoopError(_OTHER_LOOP)
+        opening = self._opening
+        if opening is not None and not opening.done() and opening.get_loop() is not loop:
+            if not opening.get_loop().is_closed():
+                raise WrongLoopError(_OTHER_LOOP)
+            opening = None
+        if opening is None or opening.done():
+            opening = self._opening = loop.create_task(self._open_now(spooling), name="cio_batch open")
+            opening.add_done_callback(_note_opening)
+        await asyncio.shield(opening)
+
+    async def _open_now(self, spooling: Spooling) -> None:
+        await self._load_anew(spooling)
+        if self._state is _State.CLOSED:  # meanwhile
+            await spooling.close(_SPOOL_GRACE)
+            raise TrackerClosedError(_CLOSED)
+        self._enter()
+        spooling.begin()
+
+    async def _load_anew(self, spooling: Spooling) -> None:
+        self._watches.clear()  # who waited did so in a loop that is gone
+        if spooling.is_open:  # its loop ended without close(), and what it reported since was not heard
+            await spooling.close(_SPOOL_GRACE)
+            # What is in memory stands in the spool as well, and is read back from there.
+            self._delivery = self._new_delivery()
+            self._queue.take_all()
+            self._queue.release(self._queue.held, self._queue.held_bytes)
+        await spooling.open(self._accepted - self._counters.settled)
+
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not None:
             _logger.warning(
@@ -965,6 +1215,7 @@ class CioBatchTracker(Generic[E]):
         self._thread = get_ident()
         self._timer = None
         self._tasks.clear()
+        self._watches.clear()  # who waited did so in a loop that is gone, and cannot be woken
         self._queue.forget_waiters()
         self._wake = asyncio.Event()
         self._calm = asyncio.Event()  # no batch has its turns to go out
@@ -1044,18 +1295,23 @@ class CioBatchTracker(Generic[E]):
     def _hand_over(self) -> None:
         self._wake.clear()
         operations, nbytes = self._queue.take_all()
-        due, self._due = self._due or self._state is not _State.RUNNING, False
+        due, self._due = self._due or self._hurries, False
         if due and self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if operations or due:
             self._delivery.add(operations, nbytes, due=due)
 
+    @property
+    def _hurries(self) -> bool:
+        """Whether nothing lingers: at the end, and while a flush waits for what is read back from a spool."""
+        return self._state is not _State.RUNNING or (self._spooling is not None and bool(self._watches))
+
     def _begin_to_linger(self) -> None:
         """An operation entered the empty queue: it waits for company until the interval is over."""
         if self._loop is None or self._timer is not None:
             return
-        if self._state is _State.RUNNING:
+        if not self._hurries:
             self._timer = self._loop.call_later(self._flush_interval, self._interval_over)
         else:
             self._wake.set()
@@ -1084,31 +1340,53 @@ class CioBatchTracker(Generic[E]):
         if self._drain_deadline is not None:  # a drain that somebody cancelled goes on; its deadline holds
             deadline = min(deadline, self._drain_deadline)
         self._drain_deadline = deadline
+        spooling = self._spooling
+        if spooling is not None and self._loop is not loop:
+            if self._state is _State.DRAINING:  # the first drain ended with its loop
+                await self._load_anew(spooling)
+                spooling.begin()
+            else:
+                await self._open_spool(spooling)
         if self._state is not _State.DRAINING:
             self._move(_State.DRAINING)
         elif self._loop is not loop:
             self._adopt(loop)  # the first drain ended with its loop
         self._queue.turn_away(TrackerClosedError(_CLOSED))
+        if spooling is not None:
+            spooling.turn_away(TrackerClosedError(_CLOSED))
         self._due = True
         self._hand_over()
         self._delivery.drain(deadline)
         self._run_engine()
         self._quiet.clear()
-        if self._queue.held:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._quiet.wait()
-            except TimeoutError:
-                _logger.warning("the deadline of the drain passed with %d operations undelivered", self._queue.held)
+        self._check_quiet()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._quiet.wait()
+        except TimeoutError:
+            _logger.warning("the deadline of the drain passed with %d operations undelivered", self._held)
         self._stopping = True
         await self._stop_engine(_GRACE / 4)
         await self._delivery.stop(_GRACE / 4)
+        self._hand_over()
         while left := self._delivery.abandon(_SLICE):
-            self._left += len(left)
-            self._settle(left, Verdict.FAILED, reason="deadline")
+            if spooling is None:
+                self._left += len(left)
+                self._settle(left, Verdict.FAILED, reason="deadline")
+            else:
+                self._queue.release(len(left), sum([len(operation[0]) for operation in left]))
+                spooling.leave(len(left))
             await asyncio.sleep(0)  # so many of them that the loop should not wait for all
-        if self._hook is not None:
-            await self._hook.wait(deadline - loop.time(), besides=self._closers)
+        for hook in (self._hook, self._mourner):
+            if hook is not None:
+                await hook.wait(deadline - loop.time(), besides=self._closers)
+        if self._dead_letters is not None:
+            await self._dead_letters.close(max(_GRACE / 4, deadline - loop.time()))
+        if spooling is not None:
+            await spooling.close(max(_GRACE / 2, deadline - loop.time()))
+            self._left = spooling.unread
+            for watch in self._watches:
+                watch.done.set()
         await self._close_transport(max(_GRACE / 2, deadline - loop.time()))
         self._unwatch_signal()
         if self._close_asked:
@@ -1167,7 +1445,9 @@ class CioBatchTracker(Generic[E]):
         # Nobody closed it, so another loop may use it: a script that calls asyncio.run more than once. Also with
         # nothing to drain, because the transport's connections belong to the loop that ends.
         then = _State.CLOSED if self._state is _State.DRAINING else _State.NEW
-        held, left_before = self._queue.held, self._left
+        held, left_before = self._held, 0 if self._spooling is not None else self._left
+        # This is the flush task, and it drains from here on: another one hands over what is read back from a spool.
+        self._tasks.pop("flush", None)
         drain: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
         self._closing = drain  # whoever calls close() now waits for this one
         try:
@@ -1180,7 +1460,8 @@ class CioBatchTracker(Generic[E]):
             left = self._left - left_before
             warnings.warn(
                 f"a CioBatchTracker was not closed before its loop ended: {held} operations were drained at the last "
-                f"moment, {left} of them without success; use `async with tracker` or `await tracker.close()`",
+                f"moment, {left} of them without success{_kept(self._spool)}; use `async with tracker` or `await "
+                "tracker.close()`",
                 ResourceWarning,
                 stacklevel=1,
             )
@@ -1228,6 +1509,11 @@ class CioBatchTracker(Generic[E]):
         self._queue.release(count, nbytes)
         for watch in self._watches:
             watch.note(operations, verdict)
+        refused = verdict in (Verdict.REJECTED, Verdict.FAILED)
+        if refused:
+            self._bury(operations, verdict, rejections or [Rejection(reason, status=status)] * count, attempts)
+        elif self._spooling is not None:
+            self._spooling.settle(operations, None)
         if verdict is Verdict.FAILED:
             _logger.error("%d operations failed: %s (last error: %s)", count, reason, self._counters.last_error)
         elif verdict is Verdict.REJECTED and rejections:
@@ -1241,8 +1527,64 @@ class CioBatchTracker(Generic[E]):
             )
         if self._hook is not None:
             self._hook.call(operations, verdict, rejections, reason, status, attempts)
-        if self._queue.held == 0:
+        self._check_quiet()
+
+    def _check_quiet(self) -> None:
+        if self._queue.held == 0 and (
+            self._spooling is None or (self._spooling.unread == 0 and self._spooling.unwritten == 0)
+        ):
             self._quiet.set()
+
+    def _bury(
+        self, operations: Sequence[Operation], verdict: Verdict, rejections: Sequence[Rejection], attempts: int
+    ) -> None:
+        """Make dead letters of operations."""
+        now = time.time()
+        refusals = [
+            Refusal(str(verdict), why.reason, why.field, why.message, why.status, attempts, now) for why in rejections
+        ]
+        self._counters.dead_letters += len(refusals)
+        if self._spooling is not None:
+            self._spooling.settle(operations, refusals)
+        if self._mourner is None and self._dead_letters is None:
+            return
+        letters = [
+            DeadLetter(operation[0], (refusal,)) for operation, refusal in zip(operations, refusals, strict=True)
+        ]
+        if self._dead_letters is not None:
+            self._dead_letters.put(letters)
+        if self._mourner is not None:
+            self._mourner.call(letters)
+
+    # ------------------------------------------------------------------------------- inside: what a spool takes away
+
+    async def _see_forgotten(self) -> None:
+        """Wait until everything that is settled is gone from the spool."""
+        if self._spooling is not None:
+            await self._spooling.see_forgotten()
+
+    def _count_unread(self, verdict: Verdict, count: int, reason: str) -> None:
+        """Operations that were in the spool only have ended there."""
+        self._counters.settle(verdict, count)
+        for watch in self._watches:
+            watch.note_unread(verdict, count)
+        _logger.error("%d operations left the spool without being sent: %s", count, reason)
+        self._check_quiet()
+
+    def _withdraw(self, numbers: frozenset[int]) -> None:
+        """Operations were purged: those that wait are not sent."""
+        self._hand_over()
+        removed = self._delivery.backlog.remove(lambda operation: operation[3] in numbers)
+        if removed:
+            self._settle(removed, Verdict.DROPPED, reason="purged")
+
+    def _expire(self, upto: int) -> None:
+        """Operations up to a number are too old: those that wait are given up, those in flight if they fail again."""
+        self._delivery.expired_upto = upto
+        self._hand_over()
+        removed = self._delivery.backlog.remove(lambda operation: 0 < operation[3] <= upto)
+        if removed:
+            self._settle(removed, Verdict.FAILED, reason="max_age")
 
 
 _TAXONOMIC: Final = frozenset({"person.event", "anonymous.event"})
@@ -1252,6 +1594,10 @@ _OTHER_LOOP: Final = (
 )
 _NO_LOOP: Final = "no event loop runs in this thread; from another thread than the tracker's use enqueue_threadsafe"
 _CLOSED: Final = "the tracker is closed or closing and takes no more operations; it cannot be reopened, make a new one"
+_NO_NOWAIT: Final = (
+    "enqueue_nowait cannot wait for the commit, and without it a spool promises nothing; use `await enqueue`, or "
+    "enqueue_threadsafe, whose future tells when it is on disk"
+)
 _trackers: weakref.WeakSet[CioBatchTracker[Any]] = weakref.WeakSet()
 # What trackers of a parent process held. It is kept: a pending task that is collected complains, and one in the midst
 # of a call would close its connection and so take the parent's socket out of the poll object that both share.
@@ -1266,10 +1612,10 @@ def _begin_empty_after_fork() -> None:
 os.register_at_fork(after_in_child=_begin_empty_after_fork)
 
 
-def _call(tracker: Callable[[], CioBatchTracker[Any] | None], method: Callable[[CioBatchTracker[Any]], None]) -> None:
+def _call(tracker: Callable[[], CioBatchTracker[Any] | None], method: Callable[..., None], *arguments: Any) -> None:
     target = tracker()
     if target is not None:
-        method(target)
+        method(target, *arguments)
 
 
 def _refuse(future: concurrent.futures.Future[None], error: BaseException | None = None) -> None:
@@ -1289,8 +1635,26 @@ def _word(text: str) -> str:
     return text if _WORDS.fullmatch(text) else "<withheld>" if text else "-"
 
 
-def _warn_of_unclosed(queue: OperationQueue) -> None:
-    if queue.held:
+def _note_opening(opening: asyncio.Task[None]) -> None:
+    if not opening.cancelled():
+        opening.exception()  # those who wait raise it; there may be none any more
+
+
+def _kept(spool: Spool | None) -> str:
+    return "" if spool is None else " (they stay in the spool, and are sent after the next start)"
+
+
+def _warn_of_unclosed(queue: OperationQueue, spooling: Spooling | None) -> None:
+    if spooling is not None:
+        if not spooling.is_open:  # it never started, or a last resort closed the file
+            return
+        warnings.warn(
+            f"a CioBatchTracker was not closed; the {queue.held} operations that it had in memory stay in the spool: "
+            "use `async with tracker` or `await tracker.close()`",
+            ResourceWarning,
+            stacklevel=2,
+        )
+    elif queue.held:
         # Python hides a ResourceWarning by default, and these operations are lost.
         _logger.error("a tracker was not closed: %d operations were never settled", queue.held)
         warnings.warn(
@@ -1306,6 +1670,8 @@ def _check_arguments(
     kinds: Mapping[str, tuple[object, type | tuple[type, ...], str]],
     hooks: Mapping[str, object],
     transport: object,
+    spool: object,
+    dead_letters: object,
     whole: Mapping[str, tuple[object, int]],
     seconds: Mapping[str, object],
     optional: Mapping[str, object],
@@ -1320,6 +1686,12 @@ def _check_arguments(
             faults.append((name, f"must be {wanted}, got {type(value).__name__}"))
     if transport is not None and (isinstance(transport, type) or not hasattr(transport, "send")):
         faults.append(("transport", "must be an object such as TrackV1Transport(settings)"))
+    if spool is not None and (isinstance(spool, type) or not hasattr(spool, "acknowledge")):
+        faults.append(("spool", 'must be an object such as SqliteSpool("events.db")'))
+    if dead_letters is not None and not isinstance(dead_letters, DeadLetterFile):
+        faults.append(("dead_letters", 'must be a DeadLetterFile, such as DeadLetterFile("dead.ndjson")'))
+    elif dead_letters is not None and spool is not None:
+        faults.append(("dead_letters", "must be left out: the spool keeps them (see on_dead_letter for one's own)"))
     for name, value in hooks.items():
         if value is not None and not callable(value):
             faults.append((name, f"must be a function, got {type(value).__name__}"))

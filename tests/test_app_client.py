@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import datetime as dt
 import gc
+import os
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -14,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import attrs
+import customerio
 import orjson
 import pytest
 
@@ -44,6 +48,7 @@ from cio_batch import (
 from cio_batch.clients.messages import MessageRequest
 from cio_batch.simulator import Simulator
 
+from .conftest import until
 from .scripted import Say, Scripted
 
 QUICK = RetryOptions(max_retries=3, base_delay=0.001, max_delay=0.001, jitter=0.0)
@@ -201,6 +206,27 @@ async def test_attachments_are_read_from_the_disk(sim: Simulator, tmp_path: Path
         email(attachments=[tmp_path / "report.pdf", tmp_path / "other" / "report.pdf"])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
+async def test_a_slow_disk_does_not_hold_the_loop(sim: Simulator, tmp_path: Path) -> None:
+    """A file is read in a thread: this loop writes into the pipe that the client has begun to read from."""
+    pipe = tmp_path / "slow.txt"
+    os.mkfifo(pipe)
+    ends: list[int] = []
+
+    def is_read() -> bool:
+        with contextlib.suppress(OSError):  # nobody reads from it yet
+            ends.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(ends)
+
+    async with client_at(sim.url) as client:
+        sending = asyncio.create_task(client.send_email(email(attachments=[pipe])))
+        await until(is_read)
+        os.write(ends[0], b"slow")
+        os.close(ends[0])
+        await sending
+    assert sim.workspace.messages[0].request["attachments"] == {"slow.txt": base64.b64encode(b"slow").decode()}
+
+
 async def test_times_and_data_follow_the_rules_of_all_operations(sim: Simulator) -> None:
     """Aware datetimes become seconds; what JSON cannot say is named by its path."""
     when = dt.datetime.fromtimestamp(LATER, dt.UTC)
@@ -218,6 +244,11 @@ async def test_times_and_data_follow_the_rules_of_all_operations(sim: Simulator)
     ("make", "field"),
     [
         (lambda: EmailRequest(to="a@b.c"), "body"),
+        (lambda: EmailRequest(to=None, transactional_message_id=1), "to"),  # type: ignore[arg-type]
+        (lambda: SmsRequest(to=None, transactional_message_id=1, identifiers="u"), "to"),  # type: ignore[arg-type]
+        (lambda: WhatsAppRequest(to=None, transactional_message_id=1, identifiers="u"), "to"),  # type: ignore[arg-type]
+        (lambda: SmsRequest(to="+1", transactional_message_id=1), "identifiers"),
+        (lambda: WhatsAppRequest(to="+1", identifiers="u"), "transactional_message_id"),
         (lambda: EmailRequest(to="a@b.c", body="b", subject="s"), "from_"),
         (lambda: PushRequest(transactional_message_id=1), "identifiers"),
         (lambda: InAppRequest(identifiers="u"), "transactional_message_id"),
@@ -226,6 +257,7 @@ async def test_times_and_data_follow_the_rules_of_all_operations(sim: Simulator)
         (lambda: email(attachments={"a.txt": "text"}), "attachments[0]"),
         (lambda: email(attachments={"": b"text"}), "attachments[0]"),
         (lambda: email(attachments=["a.txt"]), "attachments[0]"),
+        (lambda: email(attachments=[b"text"]), "attachments[0]"),
         (lambda: email(send_at=dt.datetime(2030, 1, 1)), "send_at"),  # noqa: DTZ001 - the fault
         (lambda: email(send_at=1_764_000_000_000), "send_at"),
         (lambda: InAppRequest(transactional_message_id=1, identifiers=7), "identifiers"),  # type: ignore[arg-type]
@@ -242,6 +274,14 @@ def test_a_request_that_cannot_be_sent_is_never_made(make: Callable[[], object],
     with pytest.raises(InvalidOperationError) as caught:
         make()
     assert caught.value.field == field
+
+
+def test_a_path_that_is_text_is_told_from_a_file_without_a_name() -> None:
+    """The error says how a path is written."""
+    with pytest.raises(InvalidOperationError, match=r"bytes or a path, such as Path\('report.pdf'\), got str"):
+        email(attachments=["a.txt"])
+    with pytest.raises(InvalidOperationError, match="must have a name"):
+        email(attachments=[b"text"])
 
 
 async def test_each_method_takes_its_own_request(sim: Simulator) -> None:
@@ -456,6 +496,18 @@ async def test_a_connection_that_was_never_made_is_tried_again(unused_tcp_port: 
     assert (caught.value.sent, caught.value.retryable) == (False, True)
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_a_redirect_to_another_host_carries_neither_key_nor_message(status: int) -> None:
+    """Nothing at all is sent to another host, and nothing is repeated."""
+    async with Scripted(RECEIPT) as other:
+        away = Say(status, headers={"Location": f"{other.url}/v1/send/email"})
+        async with Scripted(away) as server, client_at(server.url) as client:
+            with pytest.raises(SendOutcomeUnknownError, match="another host"):
+                await client.send_email(email())
+    assert len(server.heard) == 1
+    assert other.heard == []
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
 async def test_a_no_is_final(status: int) -> None:
     """The service refused: nothing was sent, and nothing is tried again."""
@@ -484,17 +536,42 @@ async def test_what_the_simulator_refuses_is_readable(sim: Simulator) -> None:
 # --------------------------------------------------------------------------------------------------- the rest
 
 
-async def test_sends_and_broadcasts_have_rates_of_their_own(sim: Simulator) -> None:
-    """Sends keep their interval, broadcasts theirs, and neither waits for the other."""
+SELDOM = 0.001  # calls in a second: the second one would come after a quarter of an hour
+
+
+@pytest.mark.parametrize(
+    ("rates", "limited"),
+    [
+        (AppRateLimits(sends=25.0, broadcasts=SELDOM, calls=SELDOM), "sends"),
+        (AppRateLimits(sends=SELDOM, broadcasts=25.0, calls=None), "broadcasts"),
+        (AppRateLimits(sends=SELDOM, broadcasts=None, calls=25.0), "broadcasts"),
+    ],
+    ids=["sends", "broadcasts", "calls"],
+)
+async def test_sends_and_broadcasts_have_rates_of_their_own(sim: Simulator, rates: AppRateLimits, limited: str) -> None:
+    """Each kind keeps its interval, broadcasts that of all other calls too, and neither waits for the other's."""
     loop = asyncio.get_running_loop()
-    rates = AppRateLimits(sends=50.0, broadcasts=10.0, calls=1_000.0)
-    async with client_at(sim.url, rates=rates) as client:
+    async with client_at(sim.url, rates=rates) as client, asyncio.timeout(20):
         began = loop.time()
-        await asyncio.gather(*[client.send_email(email()) for _ in range(6)])
-        assert loop.time() - began >= 5 / 50 * 0.95
+        if limited == "sends":
+            await asyncio.gather(*[client.send_email(email()) for _ in range(4)])
+        else:
+            await asyncio.gather(*[client.trigger_broadcast(1, ids=["1"]) for _ in range(4)])
+        assert loop.time() - began >= 3 / 25 * 0.95
+    assert sim.traffic.calls == 4
+
+
+async def test_a_rate_holds_after_a_jam(sim: Simulator) -> None:
+    """Calls that waited for a slow one do not go out all at once."""
+    loop = asyncio.get_running_loop()
+    rates = AppRateLimits(sends=10.0, broadcasts=None, calls=None)
+    sim.faults.order("latency", latency=0.5)
+    async with client_at(sim.url, rates=rates, concurrency=1) as client:
         began = loop.time()
-        await asyncio.gather(*[client.trigger_broadcast(1, ids=["1"]) for _ in range(3)])
-        assert loop.time() - began >= 2 / 10 * 0.95
+        await asyncio.gather(*[client.send_email(email()) for _ in range(5)])
+        # One turn may have come while the first call was under way.
+        assert loop.time() - began >= 0.5 + 3 / 10 * 0.95
+    assert sim.workspace.message_count == 5
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), "1", True])
@@ -575,3 +652,44 @@ async def test_the_callers_objects_may_change_afterwards(sim: Simulator) -> None
         await sending
     assert sim.workspace.messages[0].request["message_data"] == {"n": 1}
     assert orjson.dumps(data) == b'{"n":2}'
+
+
+async def test_the_official_client_and_ours_send_the_same_messages() -> None:
+    """Given the same messages, both clients leave the same requests and the same device in the simulator."""
+    shared: dict[str, Any] = {name: value for name, value in COMMON.items() if name != "auto_create"}
+    headers = '[{"name":"X-Tag","value":"t"}]'
+    phone = {"to": "+15551234567", "send_to_unsubscribed": False}
+    device = {"token": "t", "platform": "ios"}
+    mail = {
+        name: value for name, value in EVERYTHING["email"].items() if name not in ("from_", "headers", "attachments")
+    }
+    push = {name: value for name, value in EVERYTHING["push"].items() if name != "custom_device"}
+    async with Simulator() as theirs, Simulator() as ours:
+
+        def official_calls() -> None:
+            with customerio.APIClient("app-key", url=theirs.url, retries=0) as client:
+                request = customerio.SendEmailRequest(**shared, **mail, _from="shop@b.c", headers=headers)
+                request.attach("a.txt", "hello")
+                client.send_email(request)
+                client.send_push(customerio.SendPushRequest(**shared, **push, device=device))
+                client.send_sms(customerio.SendSMSRequest(**shared, **phone))
+                client.send_whatsapp(customerio.SendWhatsAppRequest(**shared, **phone, tracked=False))
+                client.send_inbox_message(customerio.SendInboxMessageRequest(**shared))
+                client.send_in_app(customerio.SendInAppRequest(**shared))
+
+        await asyncio.to_thread(official_calls)
+        async with client_at(ours.url) as client:
+            files = {"a.txt": b"hello"}
+            request = EmailRequest(**shared, **mail, from_="shop@b.c", headers={"X-Tag": "t"}, attachments=files)
+            await client.send_email(request)
+            await client.send_push(PushRequest(**shared, **push, custom_device=device))
+            await client.send_sms(SmsRequest(**shared, **phone))
+            await client.send_whatsapp(WhatsAppRequest(**shared, **phone, tracked=False))
+            await client.send_inbox_message(InboxMessageRequest(**shared))
+            await client.send_in_app(InAppRequest(**shared))
+
+        sent = [[(each.kind, each.request) for each in sim.workspace.messages] for sim in (theirs, ours)]
+        assert sent[0] == sent[1]
+        assert len(sent[0]) == len(SENDS)
+        devices = [sim.workspace.person("email", "a@b.c").devices for sim in (theirs, ours)]
+        assert devices[0] == devices[1] == {"t": device}

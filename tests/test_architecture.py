@@ -29,6 +29,7 @@ PURE = [
     "chunks",
     "verdicts",
     "stats",
+    "dead_letters",
 ]
 IMPURE = {"asyncio", "aiohttp", "backoff", "logging", "time", "random"}
 
@@ -158,13 +159,14 @@ def test_a_module_imports_only_what_stands_above_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_foreign_libraries_stay_in_their_rooms(name: str) -> None:
-    """``backoff`` is known to retries alone, ``aiohttp`` to the edges, ``dotenv`` to settings, ``rich`` to the cli."""
+    """``backoff`` is known to retries alone, ``aiohttp`` to the edges, ``dotenv`` to settings, the rest to the cli."""
     room = room_of(name)
     found = {each.root for each in imports_of(name) if not each.typing_only}
     assert "backoff" not in found or name == "retries"
     assert "aiohttp" not in found or room in ("transports", "simulator", "cli")
     assert "dotenv" not in found or name == "settings"
     assert "rich" not in found or room == "cli"
+    assert "matplotlib" not in found or name == "cli.chart"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) == "simulator"])

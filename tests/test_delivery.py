@@ -76,6 +76,9 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "enabled": True,
         "on_settled": None,
         "before_enqueue": None,
+        "spool": None,
+        "dead_letters": None,
+        "on_dead_letter": None,
     }
     assert QUEUE_RETRY.max_retries == 9
     assert RetryOptions() == RetryOptions(max_retries=3, base_delay=1.0, max_delay=30.0, jitter=0.3)

@@ -30,6 +30,7 @@ from cio_batch import (
     UserAttributes,
 )
 from cio_batch.simulator import Simulator
+from cio_batch.transports import TrackV1Transport
 
 TRACK = {"CUSTOMERIO_SITE_ID": "site", "CUSTOMERIO_TRACK_API_KEY": "key"}
 APP = {"CUSTOMERIO_APP_API_KEY": "app-key"}
@@ -193,6 +194,21 @@ def test_disabled_clients_need_no_credentials(monkeypatch: pytest.MonkeyPatch) -
         assert get() is get()
 
 
+async def test_a_tracker_with_a_transport_of_its_own_needs_no_credentials(sim: Simulator) -> None:
+    """A getter demands what its client needs, and a maker decides what that is."""
+    transport = TrackV1Transport(Settings(site_id="site", track_api_key="key", track_url=sim.url))
+    CioClientFactory.configure(tracker=functools.partial(CioBatchTracker, transport=transport))
+    await CioClientFactory.get_tracker().enqueue("u", "e")
+    with pytest.raises(ConfigurationError) as caught:
+        CioClientFactory.get_track_client()
+    assert caught.value.variables == tuple(TRACK)
+    await CioClientFactory.aclose()
+    assert len(sim.workspace.person("id", "u").events) == 1
+    CioClientFactory.reset()
+    CioClientFactory.configure(tracker=functools.partial(CioBatchTracker, enabled=False))
+    assert CioClientFactory.get_tracker() is CioClientFactory.get_tracker()
+
+
 def test_a_dotenv_file_is_read_where_that_is_said(tmp_path: Path) -> None:
     """``configure(dotenv=path)`` reads the file beneath the environment."""
     path = tmp_path / ".env"
@@ -232,6 +248,17 @@ def test_a_configuration_that_comes_too_late_is_an_error() -> None:
         CioClientFactory.configure(Settings(region="eu"))
     CioClientFactory.reset()
     CioClientFactory.configure(Settings(region="eu", disabled=True))
+
+
+@pytest.mark.parametrize("name", ["settings", "track_client", "app_client", "tracker"])
+def test_a_wrong_configuration_is_named_at_once(name: str) -> None:
+    """The error comes where the mistake is made, not at the first getter, and nothing is changed."""
+    wrong: dict[str, Any] = {name: "s3cr3t"}
+    with pytest.raises(ConfigurationError, match=f"^{name} must be .*got str$") as caught:
+        CioClientFactory.configure(**wrong)
+    assert caught.value.variables == (name,)
+    with pytest.raises(ConfigurationError, match="in your environment"):
+        CioClientFactory.get_track_client()
 
 
 def test_a_maker_may_ask_the_factory() -> None:

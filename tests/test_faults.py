@@ -20,14 +20,16 @@ from hypothesis import strategies as st
 
 from cio_batch import (
     CioBatchTracker,
+    ConfigurationError,
     Report,
     RetryOptions,
+    Settings,
     SettledChunk,
     Verdict,
     operations,
 )
 from cio_batch.simulator import Faults, Kind, Simulator
-from cio_batch.transports import TrackV1Transport, Transport
+from cio_batch.transports import DiscardTransport, TrackV1Transport, TrackV2Transport, Transport
 
 from .conftest import FAULTS_FIRED, PATIENT, assert_conserved, sent_numbers, settings_for, until
 
@@ -399,3 +401,51 @@ async def test_an_outage_is_survived_in_order(sim: Simulator) -> None:
     await tracker.close()
     assert sent_numbers(sim, "id", "u") == [0, *range(1, 500, 2)]
     assert sent_numbers(sim, "id", "v") == list(range(2, 500, 2))
+
+
+@pytest.mark.parametrize("wire", [TrackV2Transport, TrackV1Transport])
+async def test_new_credentials_end_the_pause_at_once(wire: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """401 keeps the backlog; ``update_credentials`` sends it without waiting for the next probe; one alarm in all."""
+    async with Simulator(track_api_key="fresh") as sim:
+        slow = RetryOptions(base_delay=60.0, max_delay=60.0)
+        tracker = CioBatchTracker(transport=wire(settings_for(sim)), retry=slow, flush_interval=0.01)
+        async with tracker:
+            for n in range(50):
+                await tracker.enqueue("u", "e", {"n": n})
+            await until(lambda: tracker.stats().paused == "status 401")
+            with pytest.raises(ConfigurationError, match="track_api_key") as caught:
+                tracker.update_credentials("site", "two\nlines")
+            assert "lines" not in str(caught.value)
+            tracker.update_credentials("site", "fresh")
+            assert await tracker.flush(timeout=5) == Report(delivered=50)
+            assert tracker.stats().paused is None
+        assert sent_numbers(sim, "id", "u") == list(range(50))
+    assert [record.levelname for record in caplog.records].count("ERROR") == 1
+    assert "fresh" not in caplog.text
+
+
+async def test_new_credentials_take_the_place_of_a_function(sim: Simulator) -> None:
+    """Also before the start; the function of the settings is not asked any more."""
+    asked: list[int] = []
+
+    def credentials() -> tuple[str, str]:
+        asked.append(1)
+        return "site", "stale"
+
+    settings = Settings(track_credentials=credentials, track_url=sim.url)
+    tracker = CioBatchTracker(settings, flush_interval=0.01)
+    tracker.update_credentials("site", "key")
+    async with tracker:
+        await tracker.enqueue("u", "e", {"n": 1})
+    assert (sent_numbers(sim, "id", "u"), len(asked)) == ([1], 1)
+
+
+def test_a_transport_without_credentials_says_so() -> None:
+    """One of the user's own need not have the method; the error names the class."""
+
+    class Own(DiscardTransport):
+        update_credentials: Any = None
+
+    tracker = CioBatchTracker(transport=Own())
+    with pytest.raises(ConfigurationError, match="Own has no update_credentials"):
+        tracker.update_credentials("site", "key")

@@ -238,6 +238,56 @@ def test_each_constructor_gives_exact_bytes(draft: Draft, body: bytes, key: obje
     json.loads(body)
 
 
+@pytest.mark.parametrize("draft", [case[0] for case in SAID], ids=[f"{n}-{case[3]}" for n, case in enumerate(SAID)])
+def test_an_operation_is_read_back_from_its_bytes(draft: Draft) -> None:
+    """Bytes, key and kind: what a spool or a dead letter holds is the whole operation."""
+    operation = said(draft)
+    assert ops.decode(operation[0]) == operation
+    assert ops.decode(operation[0], 7) == (*operation[:3], 7)
+
+
+@given(
+    st.one_of(
+        st.text(min_size=1, max_size=30),
+        st.builds(Email, st.from_regex(r"[a-z]{1,9}@[a-z]{1,9}\.de", fullmatch=True)),
+        st.builds(ops.CioId, st.from_regex(r"[0-9a-f]{8}", fullmatch=True)),
+    ),
+    st.text(min_size=1, max_size=20),
+)
+def test_whomever_an_event_is_about_is_read_back(person: Any, name: str) -> None:
+    """Also from the bytes that the hot path makes."""
+    try:
+        operation = encode_event(person, name, {"type": "x"}, None, None, now=NOW, new_id=lambda: ULID)
+    except InvalidOperationError:
+        return
+    assert ops.decode(operation[0]) == operation
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"7",
+        b"{}",
+        b'{"type":"person","action":"event"}',
+        b'{"type":"person","action":"event","identifiers":{}}',
+        b'{"type":"person","action":"event","identifiers":[]}',
+        b'{"type":"person","action":"event","identifiers":{"id":7}}',
+        b'{"type":"person","action":"fly","identifiers":{"id":"7"}}',
+        b'{"type":"person","action":"merge","identifiers":{"id":"7"}}',
+        b'{"type":"person","action":"event","identifiers":{"id":"7"},"cio_relationships":7}',
+        b'{"type":"person","action":"event","identifiers":{"id":"7"},"cio_relationships":[{}]}',
+        b'{"type":"person","action":"event","identifiers":{"id":"' + b"x" * 32_000 + b'"}}',
+    ],
+)
+def test_bytes_that_are_no_operation_are_refused(body: bytes) -> None:
+    """By one error, whatever is wrong with them."""
+    with pytest.raises(InvalidOperationError, match="operation"):
+        ops.decode(body)
+
+
 def test_every_kind_is_among_the_examples() -> None:
     """No kind can be added without an example of its bytes."""
     assert {case[3] for case in SAID} == ops.KINDS

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import inspect
 import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import aiohttp
 import attrs
 import pytest
+import requests  # comes with the official client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +29,8 @@ from cio_batch import (
 )
 from cio_batch.retries import delay, is_worth_retrying, waits
 from cio_batch.settings import QUEUE_RETRY, RetryOptions
+
+from .scripted import Say, Scripted
 
 QUICK = RetryOptions(max_retries=3, base_delay=0.001, max_delay=0.001, jitter=0.0)
 
@@ -136,6 +141,9 @@ def api_error(status: int, *, retry_after: float | None = None, retryable: bool 
         (StatusError(status_code=404), False),
         (StatusError(status_code=503), True),
         (StatusError(status="404", status_code=404), False),
+        (StatusError(response=StatusError(status_code=404)), False),
+        (StatusError(response=StatusError(status=429)), True),
+        (StatusError(response=None), True),
         (StatusError(retryable=False), False),
         (StatusError(retryable=False, status=503), False),
         (StatusError(retryable=True, status=404), True),
@@ -231,6 +239,53 @@ async def test_a_lambda_that_returns_a_coroutine_is_tried_again() -> None:
     assert len(calls) == 2
 
 
+class Counter:
+    """Something that is called, and awaited."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def __call__(self, step: int = 1) -> int:
+        self.calls += step
+        if self.calls < 3:
+            raise OSError
+        return self.calls
+
+    @classmethod
+    @with_retry(QUICK)
+    async def named(cls) -> str:
+        return cls.__name__
+
+
+async def test_whatever_makes_a_coroutine_is_tried_again() -> None:
+    """An object that is called, a partial, a bound method and a method of a class."""
+    assert await with_retry(Counter(), QUICK) == 3
+    assert await with_retry(QUICK)(Counter())(step=2) == 4
+    assert await with_retry(functools.partial(Counter(), 2), QUICK) == 4
+    assert await with_retry(Counter().__call__, QUICK) == 3
+    assert await Counter.named() == "Counter"
+
+
+async def call_nothing() -> None:
+    """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        (lambda: with_retry(call_nothing()), r"takes a coroutine function, such as `lambda: .*`, got coroutine"),  # type: ignore[call-overload]
+        (lambda: with_retry(3), "takes a coroutine function, .*, got int"),  # type: ignore[call-overload]
+        (lambda: with_retry(call_nothing, 3), r"options must be RetryOptions\(...\), got int"),  # type: ignore[call-overload]
+        (lambda: with_retry(call_nothing, retry_if=True), "retry_if must be a function, got bool"),  # type: ignore[call-overload]
+        (lambda: with_retry(on_retry="print"), "on_retry must be a function, got str"),  # type: ignore[call-overload]
+    ],
+)
+def test_a_wrong_argument_is_no_attempt(use: Callable[[], object], said: str) -> None:
+    """What can never succeed is told at once, and not repeated."""
+    with pytest.raises(TypeError, match=said):
+        use()
+
+
 async def test_a_retry_after_is_waited_for() -> None:
     """The wait before the repeat is at least what the service asked for."""
     loop = asyncio.get_running_loop()
@@ -239,6 +294,36 @@ async def test_a_retry_after_is_waited_for() -> None:
     assert await with_retry(call, QUICK) == "done"
     assert loop.time() - began >= 0.05
     assert len(calls) == 2
+
+
+async def get_by_aiohttp(url: str) -> object:
+    async with aiohttp.ClientSession(raise_for_status=True) as session, session.get(url) as response:
+        return response.status
+
+
+async def get_by_requests(url: str) -> object:
+    """Raise what httpx raises, too: an error whose ``response`` has status and headers."""
+
+    def get() -> int:
+        response = requests.get(url, timeout=10)
+        response.raise_for_status()
+        return response.status_code
+
+    return await asyncio.to_thread(get)
+
+
+@pytest.mark.parametrize("get", [get_by_aiohttp, get_by_requests])
+async def test_errors_of_http_libraries_are_read(get: Callable[[str], Awaitable[object]]) -> None:
+    """Their Retry-After is waited for, and their 4xx are not tried again."""
+    told: list[RetryAttempt] = []
+    busy = Say(503, headers={"Retry-After": "0.02"})
+    async with Scripted(busy, Say(429, headers={"retry-after": "0.03"}), Say(503), Say()) as server:
+        assert await with_retry(lambda: get(server.url), QUICK, on_retry=told.append) == 200
+        assert [attempt.wait for attempt in told] == [0.02, 0.03, 0.001]
+    async with Scripted(Say(404)) as server:
+        with pytest.raises((aiohttp.ClientResponseError, requests.HTTPError), match="404"):
+            await with_retry(lambda: get(server.url), QUICK)
+        assert len(server.heard) == 1
 
 
 async def test_a_retry_after_beyond_the_time_is_not_shortened() -> None:

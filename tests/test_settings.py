@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import traceback
 from collections.abc import Callable
@@ -135,6 +136,19 @@ def test_all_malformed_fields_are_named_in_one_error() -> None:
     )
     assert error.variables == tuple(field.name for field in attrs.fields(Settings) if field.name != "http")
     assert "s3cr3t" not in str(error)
+
+
+def test_credentials_come_from_a_plain_function() -> None:
+    """One that is asynchronous would be asked in a thread that has no loop, and never be awaited."""
+
+    async def fetch() -> tuple[str, str]:
+        return "site", "key"
+
+    for name in ("track_credentials", "app_credentials"):
+        wrong: dict[str, Any] = {name: fetch}
+        error = refused(functools.partial(Settings, **wrong))
+        assert error.variables == (name,)
+        assert "must be a plain function" in str(error)
 
 
 @pytest.mark.parametrize(

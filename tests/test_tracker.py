@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import threading
 import time
 import warnings
-from collections import Counter
 from typing import Any
 
 import orjson
@@ -513,38 +511,6 @@ async def test_threadsafe_errors_reach_the_calling_thread(sim: Simulator) -> Non
     await tracker.close(timeout=0.1)
     with pytest.raises(TrackerClosedError):
         tracker.enqueue_threadsafe("u", "e")
-
-
-async def test_threads_that_enqueue_during_close_get_an_answer(sim: Simulator) -> None:
-    """Each call from a thread is either accepted and settled, or refused: nothing hangs, nothing is lost."""
-    tracker = CioBatchTracker(settings_for(sim))
-    await tracker.start()
-    outcomes: Counter[str] = Counter()
-    lock = threading.Lock()
-    started = threading.Barrier(17)
-
-    def work(thread: int) -> None:
-        started.wait()
-        for n in range(2_000):
-            try:
-                tracker.enqueue_threadsafe(f"t-{thread}", "e", {"n": n}).result(timeout=10)
-            except TrackerClosedError:
-                with lock:
-                    outcomes["refused"] += 1
-                return
-            with lock:
-                outcomes["accepted"] += 1
-
-    workers = [threading.Thread(target=work, args=(thread,), daemon=True) for thread in range(16)]
-    for worker in workers:
-        worker.start()
-    await asyncio.to_thread(started.wait)
-    await until(lambda: outcomes["accepted"] > 200)
-    report = await tracker.close()
-    await until(lambda: not any(worker.is_alive() for worker in workers))
-    assert outcomes["refused"] == 16
-    assert assert_conserved(tracker).accepted == outcomes["accepted"] == report.delivered
-    assert sum(len(person.events) for person in sim.workspace.people.values()) == outcomes["accepted"]
 
 
 # ----------------------------------------------------------------------------------------------------------- hooks

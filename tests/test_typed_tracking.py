@@ -21,6 +21,7 @@ from cio_batch import (
     Settings,
     Taxonomy,
     TrackerClosedError,
+    TypedCioClient,
     UserAttributes,
     operations,
 )
@@ -118,6 +119,14 @@ async def test_a_name_that_is_no_name_is_refused_as_before(sim: Simulator) -> No
     assert assert_conserved(tracker).accepted == 0
 
 
+async def test_an_event_is_no_attributes(sim: Simulator) -> None:
+    """What somebody did does not become what somebody is."""
+    async with CioBatchTracker(settings_for(sim)) as tracker:
+        with pytest.raises(InvalidOperationError, match=r"attributes: .* got PlanChanged, which is an event"):
+            await tracker.identify("u", CHANGED)
+    assert assert_conserved(tracker).accepted == 0
+
+
 async def test_a_typed_event_is_refused_by_a_closed_tracker(sim: Simulator) -> None:
     """Like any other."""
     async with CioBatchTracker(settings_for(sim)) as tracker:
@@ -148,6 +157,8 @@ async def test_a_strict_tracker_refuses_what_contradicts_its_taxonomy(sim: Simul
         await tracker.identify("u", {"anything": 1})
         with pytest.raises(InvalidOperationError, match="must be text, got int"):
             await tracker.enqueue("u", 5)  # type: ignore[call-overload]
+        with pytest.raises(InvalidOperationError, match="got dict"):
+            await tracker.submit({"name": "opened"})  # type: ignore[arg-type]
     assert assert_conserved(tracker).delivered == 3
     assert seen(sim)[0] == ("plan_changed", DATA)
 
@@ -185,7 +196,7 @@ async def test_warnings_have_a_bound(sim: Simulator, caplog: pytest.LogCaptureFi
     async with CioBatchTracker(settings_for(sim), taxonomy=TAXONOMY, strict=False) as tracker:
         for number in range(1_100):
             await tracker.enqueue("u", f"seen {number}")
-        assert len(tracker._warned) == 1_000
+        assert len(tracker._validator.told) == 1_000  # type: ignore[union-attr]
     assert sum(record.name == "cio_batch.tracker" for record in caplog.records) == 1_000
 
 
@@ -201,10 +212,57 @@ async def test_the_taxonomy_sees_what_was_said_and_not_what_a_hook_made_of_it(si
     assert seen(sim) == [("plan_changed", {"from": "free", "to": "pro", "mrr": "***"})]
 
 
-def test_a_taxonomy_that_is_none_is_a_configuration_error() -> None:
+@pytest.mark.parametrize("kind", [CioBatchTracker, TypedCioClient])
+def test_a_taxonomy_that_is_none_is_a_configuration_error(kind: Any) -> None:
     """The union must be wrapped."""
-    with pytest.raises(ConfigurationError, match="taxonomy must be a Taxonomy, got UnionType"):
-        CioBatchTracker(Settings(site_id="s", track_api_key="k"), taxonomy=AppEvent)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="taxonomy must be a Taxonomy, got UnionType") as caught:
+        kind(Settings(site_id="s", track_api_key="k"), taxonomy=AppEvent)
+    assert caught.value.variables == ("taxonomy",)
+
+
+# -------------------------------------------------------------------------------------------------- direct calls
+
+
+async def test_a_strict_client_refuses_what_contradicts_its_taxonomy(sim: Simulator) -> None:
+    """No call is made; what fits is sent, stamped after it was checked."""
+
+    class Elsewhere(CioEvent, name="elsewhere"):
+        pass
+
+    wrong: list[tuple[Any, Any]] = [
+        ("plan_changed", {"from": "free"}),
+        ("plan_changed", DATA | {"mrr": "49"}),
+        ("plan_chnged", DATA),
+        ("opened", {"tracked_at": 1}),
+        (Elsewhere(), None),
+    ]
+    async with TypedCioClient[AppEvent](settings_for(sim), taxonomy=TAXONOMY) as client:
+        for name, data in wrong:
+            with pytest.raises(EventSchemaError):
+                await client.track("u", name, data)
+            with pytest.raises(EventSchemaError):
+                await client.track_anonymous("cookie", name, data)
+        with pytest.raises(InvalidOperationError, match="must be text, got int"):
+            await client.track("u", 5)  # type: ignore[call-overload]
+        assert sim.traffic.calls == 0
+        await client.track("u", CHANGED)
+        await client.track("u", "plan_changed", DATA)
+        await client.track_anonymous("cookie", "opened")
+        await client.page("u", "/pricing", {"anything": 1})
+    assert [{**data, "tracked_at": 0} for _, data in seen(sim)[:2]] == [DATA | {"tracked_at": 0}] * 2
+    assert sim.traffic.calls == 4
+
+
+async def test_a_lenient_client_warns_once_for_each_name(sim: Simulator, caplog: pytest.LogCaptureFixture) -> None:
+    """The event is sent all the same; the warning has names and types, no content."""
+    async with TypedCioClient(settings_for(sim), taxonomy=TAXONOMY, strict=False, tracked_at=False) as client:
+        for _ in range(3):
+            await client.track("u", "plan_changed", {"from": "s3cr3t", "to": 5, "mrr": 1})
+            await client.track("u", "opened")
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("cio_batch")] == [
+        "an event contradicts the taxonomy and is sent all the same: plan_changed.to: expected str, got int"
+    ]
+    assert len(seen(sim)) == 6
 
 
 @given(st.text(max_size=5), st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False))

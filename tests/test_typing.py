@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import cio_batch
-from cio_batch import operations, simulator, transports
+from cio_batch import operations, simulator, spools, transports
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).resolve().parent / "typing"
@@ -165,7 +165,9 @@ def public_names(module: ModuleType) -> set[str]:
     return {f"{module.__name__}.{name}" for name in listed}
 
 
-@pytest.mark.parametrize("module", [cio_batch, operations, transports, simulator], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [cio_batch, operations, transports, spools, simulator], ids=lambda module: module.__name__
+)
 def test_the_users_programs_use_every_public_name(module: ModuleType) -> None:
     """A name that is made public gets its place in one of the programs, and with it a check of its types."""
     public = public_names(module)
@@ -209,7 +211,7 @@ print(Phone, cio_batch.__version__, ops.event("u", "e"), wires.Call.__name__)
 
 def test_every_public_name_exists() -> None:
     """Each name in an ``__all__`` is there."""
-    for module in (cio_batch, transports, simulator):
+    for module in (cio_batch, transports, spools, simulator):
         for name in public_names(module):
             owner, _, attribute = name.rpartition(".")
             assert hasattr(importlib.import_module(owner), attribute), name

@@ -1,4 +1,4 @@
-"""What is wrong with the lines of a file, said by their numbers and never a thousand times over.
+"""What is wrong with the lines of a file (or with its letters), said by their numbers and never a thousand times over.
 
 Rules:
 
@@ -50,9 +50,14 @@ class _Held:
 
 
 class Complaints:
-    """Decides which complaint is said when."""
+    """Decides which complaint is said when.
 
-    def __init__(self) -> None:
+    Args:
+        noun: What the numbers count.
+    """
+
+    def __init__(self, noun: str = "line") -> None:
+        self._noun = noun
         self._held: dict[str, _Held] = {}
         self._told = 0
 
@@ -62,7 +67,7 @@ class Complaints:
         if held.told < MAX_SAME and self._told < MAX_TOLD and not held.count:
             held.told += 1
             self._told += 1
-            return f"line {number}: {text}"
+            return f"{self._noun} {number}: {text}"
         held.add(number)
         return None
 
@@ -79,7 +84,7 @@ class Complaints:
                 continue
             ranges = ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in held.ranges)
             more = "more " if held.told else ""
-            noun = "line" if held.count == 1 else "lines"
+            noun = self._noun if held.count == 1 else f"{self._noun}s"
             yield f"{text}: {held.count:,} {more}{noun} ({ranges}{'' if held.complete else ', …'})"
 
     def _entry(self, text: str) -> _Held:

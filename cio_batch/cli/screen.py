@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -120,8 +120,7 @@ class Screen:
             good: The last line when nothing is broken or amiss.
         """
         if self._as_json:
-            self._out.file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
-            self._out.file.flush()
+            self.json(content)
             return
         table = Table(title=Text(title), title_justify="left", show_header=False)
         table.add_column(no_wrap=True)
@@ -138,6 +137,68 @@ class Screen:
         if not broken and not amiss:
             self._say(f"✓ {good}" if self._can_say("✓") else good, "green")
 
+    def json(self, content: object) -> None:
+        """Print something as JSON, on standard output."""
+        self._out.file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
+        self._out.file.flush()
+
+    def listing(self, title: str, columns: Mapping[str, bool], rows: Iterable[Sequence[object]]) -> None:
+        """Print a table on standard output.
+
+        Args:
+            title: Of the table.
+            columns: Their names, and whether they hold numbers.
+            rows: Their cells; what cannot be printed is marked.
+        """
+        table = Table(title=Text(title), title_justify="left")
+        for name, is_number in columns.items():
+            table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(f"{cell:,}" if type(cell) is int else _printable(str(cell))) for cell in row))
+        self._out.print(table)
+
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        parts: Sequence[Sequence[Sequence[str]]],
+        *,
+        marked: Collection[Sequence[str]],
+        content: dict[str, Any],
+        notes: Sequence[str],
+        amiss: Sequence[str],
+    ) -> None:
+        """Print a result that is a table of numbers.
+
+        Args:
+            title: Of the table.
+            columns: Their heads.
+            parts: Rows in groups, a line between these; a row is a text for each column.
+            marked: The rows that stand out.
+            content: What the JSON form holds.
+            notes: What follows from the table, a sentence each.
+            amiss: What did not go well, likewise.
+        """
+        if self._as_json:
+            self.json(content)
+            return
+        table = Table(title=Text(title), title_justify="left")
+        for column in columns:
+            table.add_column(Text(column), justify="right")
+        for rows in parts:
+            for row in rows:
+                table.add_row(*map(Text, row), style="bold green" if row in marked else "")
+            table.add_section()
+        self._out.print(table)
+        for sentence in notes:
+            self._say(sentence, "")
+        for sentence in amiss:
+            self._say(sentence, "bold yellow")
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line of the result, on standard output."""
+        self._say(text, style)
+
     def _say(self, text: str, style: str) -> None:
         self._out.print(Text(text, style), soft_wrap=True)
 
@@ -147,6 +208,11 @@ class Screen:
         except UnicodeEncodeError:
             return False
         return True
+
+
+def _printable(text: str) -> str:
+    """Keep what somebody else wrote from steering the terminal."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def fault_rows(faults: Collection[tuple[str, int]], *, verbose: bool) -> list[Row]:

@@ -6,12 +6,8 @@ Rules:
    keeps everything, and so does the ledger: they are there to be compared.)
 2. Whatever goes wrong with a line or with its operation is told by the number of the line, the same words once they
    have been said a few times at the end, and counted always. Every line that was read is in one row of the summary.
-3. A signal stops the reading; what was accepted is drained, and the summary says where the reading stopped. A second
-   signal leaves the loop at once: what is left then is given up by the tracker, as at the end of any program, within
-   ``_NO_TIME``; so the summary comes after the loop.
+3. A signal stops the reading, and the summary says where; for the rest see :mod:`cio_batch.cli.shipping`.
 4. With ``--simulate``, faults are of the kinds after which an operation still arrives: one that is refused is refused.
-5. Credentials that are refused from the first call on are taken for wrong ones: nobody wants a command that waits.
-6. The progress bar shows what has its verdict, not what was read.
 """
 
 from __future__ import annotations
@@ -28,14 +24,15 @@ from typing import Any, Final
 
 import attrs
 import orjson
-from ulid_transform import ulid_now
 
+from cio_batch import ids
 from cio_batch import operations as ops
 from cio_batch.cli.complaints import Complaints
 from cio_batch.cli.ledger import Comparison, Ledger
 from cio_batch.cli.lines import LineError, read_line
 from cio_batch.cli.reading import MAX_LINE_BYTES, Lines, read_blocks
 from cio_batch.cli.screen import Bar, Row, Screen, fault_rows
+from cio_batch.cli.shipping import DRAIN, NO_TIME, REFUSED_FOR, Shipping
 from cio_batch.cli.stopping import Stop
 from cio_batch.cli.weather import BRIEF, IMPATIENT_HTTP, PATIENT, REFUSING, chance, order_one
 from cio_batch.errors import ConfigurationError, InvalidOperationError, TrackerClosedError
@@ -48,11 +45,6 @@ from cio_batch.tracker import CioBatchTracker
 from cio_batch.verdicts import Verdict
 
 _MAX_PENDING: Final = 20_000
-_LOOK: Final = 0.1  # seconds between two looks at the tracker
-_REFUSED_FOR: Final = 3.0  # seconds after which refused credentials are believed to be wrong
-_STUCK_FOR: Final = 1.0  # seconds without a verdict after which the bar names the last error
-_NO_TIME: Final = 0.1
-_DRAIN: Final = 10.0
 _SIMULATED_DRAIN: Final = 30.0
 _SIMULATED_BATCH: Final = 200  # so that a small file makes enough calls for the faults to meet
 _LATE: Final = "{:,} without a verdict at the {}; some of them may have arrived"
@@ -90,7 +82,7 @@ def run(options: Options) -> int:
         stack.enter_context(screen.library_log(muted=options.simulate))
         shipment = _Shipment(options, screen)
         try:
-            asyncio.run(shipment.run(file, size))  # its end settles what a second signal left: Rule 3
+            asyncio.run(shipment.run(file, size))  # its end settles what a second signal left
         except ConfigurationError as error:
             screen.note(f"cio-batch: {error}", "bold red")
             return 2
@@ -135,9 +127,8 @@ class _Shipment:
         self._complaints = Complaints()
         self._unread_from: int | None = None
         self._read_error = ""
-        self._refusal = ""
+        self._shipping: Shipping | None = None
         self._sends_nothing = False
-        self._cut = False  # a second signal came before the end
         self._tracker: CioBatchTracker | None = None
         self._began = time.monotonic()
 
@@ -177,41 +168,31 @@ class _Shipment:
             max_pending=_MAX_PENDING,
             enqueue_timeout=None,
             retry=retry,
-            drain_timeout=_NO_TIME,  # when the loop ends before the drain: Rule 3
+            drain_timeout=NO_TIME,  # when the loop ends before the drain
             handle_sigterm=False,  # the signals are ours
             on_settled=self._note_verdicts,
         )
 
     async def _ship(self, tracker: CioBatchTracker, file: int, bar: Bar) -> None:
-        feeding = asyncio.create_task(self._feed(tracker, file))
-        stopping = asyncio.create_task(self._stop.wait())
-        watching = asyncio.create_task(self._watch(tracker, bar))
-        try:
-            await asyncio.wait([feeding, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if self._stop.signum:
-                self._screen.note("stopping: what was accepted is sent first; once more to quit at once", "yellow")
-            await self._end(tracker, feeding)
-        finally:
-            for task in (feeding, stopping, watching):
-                task.cancel()
-            await asyncio.wait([feeding, stopping, watching])
-            self._move(bar, tracker.stats())
+        self._shipping = Shipping(
+            tracker,
+            self._screen,
+            self._stop,
+            settled=self._verdicts.total,
+            show=lambda stats, hindrance: self._move(bar, stats, hindrance),
+            drain=_SIMULATED_DRAIN if self._options.simulate else DRAIN,
+        )
+        await self._shipping.run(self._feed(tracker, file))
 
-    async def _end(self, tracker: CioBatchTracker, feeding: asyncio.Task[None]) -> None:
-        """Drain, unless somebody insists on the end."""
-        seconds = _SIMULATED_DRAIN if self._options.simulate else _DRAIN
-        # It also turns away the feeder, should it be waiting for room.
-        closing = asyncio.create_task(tracker.close(_NO_TIME if self._refusal else seconds))
-        insisting = asyncio.create_task(self._stop.wait_again())
-        await asyncio.wait([closing, insisting], return_when=asyncio.FIRST_COMPLETED)
-        insisting.cancel()
-        if closing.done():
-            await closing
-            await feeding
-        else:
-            self._cut = True
-            await asyncio.wait([feeding], timeout=_NO_TIME)  # whether its last line was taken must not stay open
-            closing.cancel()
+    @property
+    def _refusal(self) -> str:
+        """Why the credentials were believed to be wrong."""
+        return "" if self._shipping is None else self._shipping.refusal
+
+    @property
+    def _cut(self) -> bool:
+        """Whether a second signal came before the end."""
+        return self._shipping is not None and self._shipping.cut
 
     async def _feed(self, tracker: CioBatchTracker, file: int) -> None:
         try:
@@ -238,7 +219,7 @@ class _Shipment:
         try:
             draft = _read(line)
             # Its id and timestamp stand, so these are the very bytes that the tracker will make of it.
-            body = ops.encode(draft, now=0.0, new_id=ulid_now)[0]
+            body = ops.encode(draft, now=0.0, new_id=ids.new_id)[0]
         except (LineError, InvalidOperationError) as error:
             self._bad_lines += 1
             self._complain(number, str(error))
@@ -275,30 +256,7 @@ class _Shipment:
         if note := self._complaints.add(number, text):
             self._screen.note(note, "red")
 
-    async def _watch(self, tracker: CioBatchTracker, bar: Bar) -> None:
-        """Move the progress bar, say what hinders, and notice credentials that are refused from the beginning."""
-        paused_since = None
-        settled, settled_at = 0, time.monotonic()
-        while True:
-            stats, now = tracker.stats(), time.monotonic()
-            if self._verdicts.total() != settled or not stats.accepted:
-                settled, settled_at = self._verdicts.total(), now
-            hindrance = ""
-            if stats.paused:
-                hindrance = f"paused: {stats.paused}"
-            elif stats.last_error and now - settled_at >= _STUCK_FOR:
-                hindrance = f"nothing gets through: {stats.last_error}"
-            self._move(bar, stats, hindrance)
-            if stats.paused is None or self._verdicts:
-                paused_since = None
-            elif paused_since is None:
-                paused_since = now
-            elif now - paused_since >= _REFUSED_FOR and not self._stop.came:
-                self._refusal = stats.paused
-                self._stop.now()
-            await asyncio.sleep(_LOOK)
-
-    def _move(self, bar: Bar, stats: Stats, hindrance: str = "") -> None:
+    def _move(self, bar: Bar, stats: Stats, hindrance: str) -> None:
         settled, accepted = self._verdicts.total(), stats.accepted
         done = self._verdicts[Verdict.DELIVERED]
         what = "checked" if self._sends_nothing else "delivered"
@@ -350,7 +308,7 @@ class _Shipment:
             self._screen.note(self._read_error, "bold red")
         if self._refusal:  # what to check, the library has said
             self._screen.note(
-                f"cio-batch: gave up, because no call got through in {_REFUSED_FOR:g} s ({self._refusal})", "bold red"
+                f"cio-batch: gave up, because no call got through in {REFUSED_FOR:g} s ({self._refusal})", "bold red"
             )
 
     def _compare(self) -> Comparison | None:
@@ -471,7 +429,7 @@ def _read(line: bytes | None) -> Draft:
     draft = read_line(line)
     if draft.kind in _WITH_ID:
         if draft.id is None:
-            draft.id = ulid_now()
+            draft.id = ids.new_id()
         if draft.timestamp is None:
             draft.timestamp = int(time.time())
     return draft

@@ -20,9 +20,8 @@ from typing import Any, Final, TypeVar, cast
 
 import attrs
 import orjson
-from aiolimiter import AsyncLimiter
 
-from cio_batch.clients.base import CONCURRENCY, DirectClient, PerLoop, api_error, limiter
+from cio_batch.clients.base import CONCURRENCY, DirectClient, Lane, PerLoop, api_error, check_arguments, limiter
 from cio_batch.clients.calls import Request
 from cio_batch.clients.messages import (
     EmailRequest,
@@ -58,11 +57,11 @@ class BroadcastReceipt:
 
 
 @attrs.frozen
-class _Gates:
-    """The rate limits, of one loop."""
+class _Lanes:
+    """One for each kind of call, so that neither waits for the other's rate; of one loop."""
 
-    send: tuple[AsyncLimiter | None, ...]
-    broadcast: tuple[AsyncLimiter | None, ...]
+    send: Lane
+    broadcast: Lane
 
 
 class CioAppClient(DirectClient):
@@ -90,9 +89,9 @@ class CioAppClient(DirectClient):
     Args:
         settings: The App key and host; :meth:`Settings.from_env` when ``None``.
         retry: Waits and number of repeats, three by default, of calls that certainly did not reach the service, and of
-            those that it answered with 429; ``None`` for none.
+            those that it answered with 429; ``None`` for none. A ``Retry-After`` delays the call that got it.
         rates: Calls per second of each kind, bursts smoothed.
-        concurrency: Calls at a time at most; the others wait.
+        concurrency: Messages at a time at most, and broadcasts at a time; the others wait.
 
     Raises:
         ConfigurationError: The key is missing, or an argument is out of range.
@@ -106,9 +105,10 @@ class CioAppClient(DirectClient):
         rates: AppRateLimits = AppRateLimits(),  # noqa: B008 - frozen
         concurrency: int = CONCURRENCY,
     ) -> None:
+        check_arguments(settings, retry, concurrency, {"rates": (rates, AppRateLimits, "AppRateLimits(...)")})
         chosen = Settings.from_env(needs=("app",)) if settings is None else settings
         super().__init__(None if chosen.disabled else _open_app_client(chosen), retry, concurrency)
-        self._gates = PerLoop(lambda: _make_gates(rates))
+        self._lanes = PerLoop(lambda: _make_lanes(rates, concurrency))
 
     async def send_email(self, request: EmailRequest) -> MessageReceipt:
         """Send an email, once. Source: App API, ``POST /v1/send/email``."""
@@ -186,7 +186,7 @@ class CioAppClient(DirectClient):
             found = f"{' and '.join(named)} were given" if named else "none was given"
             raise InvalidOperationError("audience", f"must be exactly one of {', '.join(_AUDIENCES)}: {found}")
         request = Request("POST", f"/v1/campaigns/{id}/triggers", encode_json("broadcast", body))
-        return await self._make(request, _read_broadcast, BroadcastReceipt(0), self._gates.get().broadcast)
+        return await self._make(request, _read_broadcast, BroadcastReceipt(0), self._lanes.get().broadcast)
 
     async def _send(self, kind: type[MessageRequest], request: MessageRequest) -> MessageReceipt:
         if type(request) is not kind:
@@ -199,7 +199,7 @@ class CioAppClient(DirectClient):
             body = b"".join((body[:-1], b',"attachments":', read, b"}"))
         call = Request("POST", f"/v1/send/{request.channel}", body)
         instead = MessageReceipt("", int(time.time()))
-        return await self._make(call, _read_receipt, instead, self._gates.get().send)
+        return await self._make(call, _read_receipt, instead, self._lanes.get().send)
 
 
 def _open_app_client(settings: Settings) -> HttpClient:
@@ -210,8 +210,11 @@ def _open_app_client(settings: Settings) -> HttpClient:
     return HttpClient(settings.app_origin, authorize(), settings.http, renew=renew)
 
 
-def _make_gates(rates: AppRateLimits) -> _Gates:
-    return _Gates((limiter(rates.sends),), (limiter(rates.calls), limiter(rates.broadcasts)))
+def _make_lanes(rates: AppRateLimits, concurrency: int) -> _Lanes:
+    return _Lanes(
+        send=Lane(asyncio.Semaphore(concurrency), (limiter(rates.sends),)),
+        broadcast=Lane(asyncio.Semaphore(concurrency), (limiter(rates.calls), limiter(rates.broadcasts))),
+    )
 
 
 def _listed(field: str, value: object, check: Callable[[str, Any], None]) -> list[object] | None:

@@ -15,8 +15,8 @@ import asyncio
 import logging
 import time
 import warnings
-from collections.abc import Callable, Coroutine, Sequence
-from types import TracebackType
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from types import NoneType, TracebackType
 from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, cast
 
 import attrs
@@ -25,7 +25,7 @@ from aiolimiter import AsyncLimiter
 from cio_batch.clients.calls import Request
 from cio_batch.errors import ApiError, ConfigurationError, UnreachableError
 from cio_batch.retries import RetryAttempt, with_retry
-from cio_batch.settings import RetryOptions
+from cio_batch.settings import RetryOptions, Settings
 from cio_batch.transports.http import HttpClient
 from cio_batch.verdicts import Answer, Next, is_retryable, judge_call, parse_retry_after, read_details
 
@@ -61,23 +61,33 @@ def limiter(rate: float | None) -> AsyncLimiter | None:
     return None if rate is None else AsyncLimiter(1, 1 / rate)
 
 
+@attrs.frozen
+class Lane:
+    """What calls of one kind wait for: a free slot first, then the rate. It belongs to the running loop.
+
+    The other way round, calls that wait for a slot would have their turn already, and all go out at once.
+    """
+
+    slots: asyncio.Semaphore
+    gates: Sequence[AsyncLimiter | None] = ()
+
+
 @attrs.define(eq=False)
 class _Call(Generic[T]):
     """A call on its way through its attempts."""
 
     request: Request
     read: Callable[[Answer], T]
-    gates: Sequence[AsyncLimiter | None]
-    slots: asyncio.Semaphore
+    lane: Lane
     attempts: int = 0
 
 
 async def _attempt(http: HttpClient, call: _Call[T]) -> T:
-    for gate in call.gates:
-        if gate is not None:
-            await gate.acquire()
     request = call.request
-    async with call.slots:
+    async with call.lane.slots:
+        for gate in call.lane.gates:
+            if gate is not None:
+                await gate.acquire()
         attempt, call.attempts = call.attempts, call.attempts + 1
         answer = await http.request(
             request.method, request.path, request.body, attempt=attempt, authorized=request.authorized
@@ -102,20 +112,14 @@ class DirectClient:
         http: The way to the service; ``None`` where everything is checked and nothing sent.
         retry: Waits and number of repeats; ``None`` for none.
         concurrency: Calls at a time at most, in each loop; the others wait.
-
-    Raises:
-        ConfigurationError: ``concurrency`` is out of range.
     """
 
     def __init__(self, http: HttpClient | None, retry: RetryOptions | None, concurrency: int) -> None:
         self._http = http
         self._left_open = False
-        if type(concurrency) is not int or concurrency < 1:
-            msg = "concurrency must be a whole number of at least 1"
-            raise ConfigurationError(msg, ("concurrency",))
         if http is None:
             _logger.warning("a %s is disabled: it checks everything, and sends nothing", type(self).__name__)
-        self._slots = PerLoop(lambda: asyncio.Semaphore(concurrency))
+        self._lane = PerLoop(lambda: Lane(asyncio.Semaphore(concurrency)))
         self._attempts: _Attempts = _attempt if retry is None else with_retry(retry, on_retry=_log_retry)(_attempt)
 
     def __repr__(self) -> str:
@@ -153,21 +157,48 @@ class DirectClient:
             self._left_open = True
             warnings.warn(_NOT_CLOSED.format(type(self).__name__), ResourceWarning, stacklevel=3, source=self)
 
-    async def _make(
-        self, request: Request, read: Callable[[Answer], T], instead: T, gates: Sequence[AsyncLimiter | None] = ()
-    ) -> T:
+    async def _make(self, request: Request, read: Callable[[Answer], T], instead: T, lane: Lane | None = None) -> T:
         """Make a call, with its repeats.
 
         Args:
             request: The call.
             read: Turns the answer into the result, or raises.
             instead: The result where nothing is sent.
-            gates: What each attempt waits for first.
+            lane: What each attempt waits for first; by default a slot of the client.
         """
         if self._http is None:
             return instead
-        call = _Call(request, read, gates, self._slots.get())
+        call = _Call(request, read, lane or self._lane.get())
         return cast("T", await self._attempts(self._http, call))
+
+
+def check_arguments(
+    settings: object, retry: object, concurrency: object, kinds: Mapping[str, tuple[object, type, str]]
+) -> None:
+    """Name every argument of a client that is out of range, in one error.
+
+    Args:
+        settings: One of all clients.
+        retry: Likewise.
+        concurrency: Likewise.
+        kinds: The client's own, by name: the value, its class, and how one is written.
+
+    Raises:
+        ConfigurationError: There are such arguments.
+    """
+    faults: list[tuple[str, str]] = []
+    shared: dict[str, tuple[object, type | tuple[type, ...], str]] = {
+        "settings": (settings, (Settings, NoneType), "Settings(...)"),
+        "retry": (retry, (RetryOptions, NoneType), "RetryOptions(...) or None"),
+    }
+    for name, (value, kind, written) in {**shared, **kinds}.items():
+        if not isinstance(value, kind):
+            faults.append((name, f"must be {written}, got {type(value).__name__}"))
+    if type(concurrency) is not int or concurrency < 1:
+        faults.append(("concurrency", "must be a whole number of at least 1"))
+    if faults:
+        text = "; ".join(f"{name} {fault}" for name, fault in faults)
+        raise ConfigurationError(text, tuple(name for name, _ in faults))
 
 
 def raise_for(answer: Answer) -> None:

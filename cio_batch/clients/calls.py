@@ -74,7 +74,8 @@ def change_segment(action: _SegmentAction, segment_id: int, ids: Iterable[str], 
     number = _whole("segment_id", segment_id)
     if id_type not in get_args(IdType):
         raise InvalidOperationError("id_type", "must be 'id', 'email' or 'cio_id'")
-    if isinstance(ids, (str, bytes)):  # they are iterable, too: each letter would become a person
+    # Text is iterable, too: each letter would become a person.
+    if isinstance(ids, (str, bytes)) or not isinstance(cast("object", ids), Iterable):
         raise InvalidOperationError("ids", f"must be a list or another iterable, got {type(ids).__name__}")
     people = list(ids)
     if not 1 <= len(people) <= MAX_SEGMENT_IDS:

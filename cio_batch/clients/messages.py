@@ -85,14 +85,12 @@ def _read_files(value: object) -> tuple[tuple[str, bytes | Path], ...]:
     files: list[tuple[str, bytes | Path]] = []
     for index, (name, content) in enumerate(pairs):
         where = f"attachments[{index}]"
+        if not isinstance(content, (bytes, os.PathLike)):
+            reason = f"must be bytes or a path, such as Path('report.pdf'), got {type(content).__name__}"
+            raise InvalidOperationError(where, reason)
         if not isinstance(name, str) or not name or any(name == other for other, _ in files):
             raise InvalidOperationError(where, "must have a name, and one of its own")
-        if isinstance(content, bytes):
-            files.append((name, content))
-        elif isinstance(content, os.PathLike):
-            files.append((name, Path(cast("os.PathLike[str]", content))))
-        else:
-            raise InvalidOperationError(where, f"must be bytes or a path, got {type(content).__name__}")
+        files.append((name, content if isinstance(content, bytes) else Path(cast("os.PathLike[str]", content))))
     return tuple(files)
 
 
@@ -143,7 +141,7 @@ class MessageRequest:
     def _demand(self, *names: str) -> None:
         missing = [name for name in names if getattr(self, name) is None]
         if missing:
-            raise InvalidOperationError(missing[0], f"is missing: a {type(self).__name__} needs {', '.join(names)}")
+            raise InvalidOperationError(missing[0], f"is missing: {type(self).__name__} needs {', '.join(names)}")
 
     def encode(self) -> bytes:
         """Return the JSON of the request, without attachments.
@@ -209,6 +207,7 @@ class EmailRequest(MessageRequest):
 
     def check(self) -> None:
         """Raise for what is missing. An email may go to an address that is no person's."""
+        self._demand("to")
         if self.transactional_message_id is None:
             self._demand("body", "subject", "from_")
         _ = self.files  # raises for what cannot be one
@@ -279,6 +278,10 @@ class SmsRequest(MessageRequest):
     tracked: bool | None = None
     send_to_unsubscribed: bool | None = None
 
+    def check(self) -> None:
+        """Raise for what is missing."""
+        self._demand("transactional_message_id", "identifiers", "to")
+
 
 @attrs.frozen(kw_only=True, repr=False)
 class WhatsAppRequest(MessageRequest):
@@ -290,6 +293,10 @@ class WhatsAppRequest(MessageRequest):
     from_: str | None = None
     tracked: bool | None = None
     send_to_unsubscribed: bool | None = None
+
+    def check(self) -> None:
+        """Raise for what is missing."""
+        self._demand("transactional_message_id", "identifiers", "to")
 
 
 @attrs.frozen(kw_only=True, repr=False)

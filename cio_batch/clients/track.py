@@ -12,6 +12,7 @@ Source: Track API, paths under ``/api/v1`` and ``/unsubscribe``.
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -19,15 +20,16 @@ from typing import Any, Generic, overload
 
 import attrs
 import orjson
-from ulid_transform import ulid_now
 
+from cio_batch import ids
 from cio_batch import operations as ops
 from cio_batch.clients import calls
-from cio_batch.clients.base import CONCURRENCY, DirectClient, raise_for
+from cio_batch.clients.base import CONCURRENCY, DirectClient, check_arguments, raise_for
 from cio_batch.errors import InvalidOperationError, UnreachableError
 from cio_batch.events import CioEvent, UserAttributes
 from cio_batch.operations import Draft, ObjectRef, PersonId, Platform, Relationship
 from cio_batch.settings import RetryOptions, Settings
+from cio_batch.taxonomy import EventValidator, Taxonomy
 from cio_batch.transports.track_v1 import open_track_client
 from cio_batch.verdicts import Answer
 
@@ -35,6 +37,8 @@ if sys.version_info >= (3, 13):
     from typing import TypeVar
 else:
     from typing_extensions import TypeVar
+
+_logger = logging.getLogger(__name__)
 
 # Contravariant: a client that takes every event may stand for one that takes those of a taxonomy.
 E = TypeVar("E", bound=CioEvent, default=CioEvent, contravariant=True)
@@ -69,12 +73,16 @@ class TypedCioClient(DirectClient, Generic[E, A]):
 
     Every method raises:
 
-    - ``InvalidOperationError``: the call cannot be sent; nothing was.
+    - ``InvalidOperationError``: the call cannot be sent; nothing was. ``EventSchemaError`` is one.
     - ``ApiError``: the service said no, or no again after the last retry.
     - ``UnreachableError``: no usable answer came. With ``sent`` the service may have taken the call.
 
-    A repeat of an event is ignored by the service, because its id is the same. A form, a metric and an unsubscribe have
-    no id: one whose answer was lost may be counted twice; ``retry=None`` rules that out.
+    A call whose answer was lost is repeated, too. A repeat of an event is ignored by the service, because its id is the
+    same, and most others say the same again; but a form, a metric and an unsubscribe have no id: one whose answer was
+    lost may be counted twice. ``retry=None`` rules that out; ``UnreachableError.sent`` then says that it may have
+    arrived.
+
+    A ``Retry-After`` delays the call that got it; the others go on, and meet their own.
 
     Cancellation: the call is abandoned; the service may have taken it.
 
@@ -84,6 +92,10 @@ class TypedCioClient(DirectClient, Generic[E, A]):
         tracked_at: Whether ``track`` and ``track_anonymous`` add ``tracked_at`` (unix seconds) to the data.
         last_seen_at: Whether ``identify`` sets ``last_seen_at`` (unix seconds), in place of one that is given.
         concurrency: Calls at a time at most; the others wait.
+        taxonomy: The events that there are: what ``track`` and ``track_anonymous`` say as a name and data is checked
+            against it, too, before the stamp is added.
+        strict: ``True`` to refuse an event that contradicts the taxonomy; ``False`` to send it, with one warning for
+            each name.
 
     Raises:
         ConfigurationError: The credentials are missing, or an argument is out of range.
@@ -97,7 +109,11 @@ class TypedCioClient(DirectClient, Generic[E, A]):
         tracked_at: bool = True,
         last_seen_at: bool = True,
         concurrency: int = CONCURRENCY,
+        taxonomy: Taxonomy | None = None,
+        strict: bool = True,
     ) -> None:
+        check_arguments(settings, retry, concurrency, {"strict": (strict, bool, "True or False")})
+        self._validator = None if taxonomy is None else EventValidator(taxonomy, strict=strict)
         chosen = Settings.from_env(needs=("track",)) if settings is None else settings
         super().__init__(None if chosen.disabled else open_track_client(chosen), retry, concurrency)
         self._adds_tracked_at = tracked_at
@@ -124,10 +140,10 @@ class TypedCioClient(DirectClient, Generic[E, A]):
 
         Source: Track API, ``PUT /api/v1/customers/{identifier}``.
         """
-        said: Any = attributes.wire_data() if isinstance(attributes, UserAttributes) else attributes
+        draft = ops.identify(user_id, attributes, timestamp=timestamp, relationships=relationships)
         if self._sets_last_seen_at:
-            said = _with("attributes", said, "last_seen_at")
-        await self._say(ops.identify(user_id, said, timestamp=timestamp, relationships=relationships))
+            draft.attributes = _with("attributes", draft.attributes, "last_seen_at")
+        await self._say(draft)
 
     async def destroy(self, user_id: PersonId) -> None:
         """Delete a person. Source: Track API, ``DELETE /api/v1/customers/{identifier}``."""
@@ -297,7 +313,7 @@ class TypedCioClient(DirectClient, Generic[E, A]):
         await self._make(calls.change_segment("remove_customers", segment_id, ids, id_type), raise_for, None)
 
     async def submit_form(self, form_id: str, data: Mapping[str, str]) -> None:
-        """Submit a form.
+        """Submit a form. One whose answer was lost is repeated, and may be counted twice; see the class.
 
         Args:
             form_id: The form; the service makes one that it does not know.
@@ -319,6 +335,8 @@ class TypedCioClient(DirectClient, Generic[E, A]):
     ) -> None:
         """Report what became of a message. It goes without credentials: the service asks for none.
 
+        A report whose answer was lost is repeated, and may be counted twice; see the class.
+
         Args:
             delivery_id: The message.
             metric: What became of it; which of them a message can have depends on its channel.
@@ -336,6 +354,8 @@ class TypedCioClient(DirectClient, Generic[E, A]):
 
     async def unsubscribe(self, delivery_id: str) -> None:
         """Unsubscribe the person to whom a message went. It goes without credentials: the service asks for none.
+
+        One whose answer was lost is repeated, and may be counted twice for its message; see the class.
 
         Source: Track API, ``POST /unsubscribe/{delivery_id}``.
         """
@@ -357,17 +377,19 @@ class TypedCioClient(DirectClient, Generic[E, A]):
     # -------------------------------------------------------------------------------------------------- inside
 
     async def _say(self, draft: Draft) -> None:
-        operation = ops.encode(draft, now=time.time(), new_id=ulid_now)
+        operation = ops.encode(draft, now=time.time(), new_id=ids.new_id)
         await self._make(calls.request_of(operation), raise_for, None)
 
     def _read_event(self, name: E | str, data: Any) -> tuple[str, Any]:
-        """Return name and data of an event, typed or not, and stamp the data."""
+        """Return name and data of an event, typed or not, checked against the taxonomy, and stamp the data."""
         if isinstance(name, CioEvent):
             if data is not None:
                 raise InvalidOperationError("data", "must not be given beside a typed event, which has its own")
             called, data = name.event_name, name.wire_data()
         else:
             called = name
+        if self._validator is not None and (told := self._validator.check(called, data)) is not None:
+            _logger.warning("an event contradicts the taxonomy and is sent all the same: %s", told)
         return called, _with("data", data, "tracked_at") if self._adds_tracked_at else data
 
 

@@ -26,7 +26,10 @@ class Call:
 
 
 class Transport(Protocol):
-    """Sends chunks. One object serves one tracker; its limits are plain attributes."""
+    """Sends chunks. One object serves one tracker; its limits are plain attributes.
+
+    One with a method ``update_credentials(site_id, track_api_key)`` serves ``tracker.update_credentials``, too.
+    """
 
     @property
     def max_operations(self) -> int:

@@ -30,5 +30,8 @@ class DiscardTransport:
         await call.gate()
         return Judgement(len(operations))
 
+    def update_credentials(self, site_id: str, track_api_key: str) -> None:
+        """Use none."""
+
     async def close(self) -> None:
         """Close nothing."""

@@ -155,22 +155,32 @@ class HttpClient:
             return await self._follow(method, path, body, headers)
         renewals, authorization = self._renewals, self._authorization
         answer = await self._follow(method, path, body, {**headers, "Authorization": authorization})
-        if answer.status == 401 and self._renew is not None:
-            fresh = await asyncio.to_thread(self._renew_after, renewals)
-            if fresh != authorization:
+        if answer.status == 401:
+            if self._renew is not None:
+                await asyncio.to_thread(self._renew_after, renewals)
+            if (fresh := self._authorization) != authorization:
                 return await self._follow(method, path, body, {**headers, "Authorization": fresh})
         return answer
 
-    def _renew_after(self, renewals: int) -> str:
+    def authorize(self, authorization: str) -> None:
+        """Use another value of the ``Authorization`` header from now on, and ask nobody for one any more."""
+        self._renew = None
+        self._renewals += 1
+        self._authorization = authorization
+
+    def _renew_after(self, renewals: int) -> None:
         """Ask for the credentials, unless somebody did since; runs in a thread."""
         with self._renewing:
-            if self._renewals == renewals and self._renew is not None:
-                try:
-                    self._authorization = self._renew()
-                except Exception as error:  # noqa: BLE001 - the user's function; the 401 stands
-                    _logger.error("asking for fresh credentials raised %s", whereabouts(error))
+            renew, fresh = self._renew, self._authorization
+            if self._renewals != renewals or renew is None:
+                return
+            try:
+                fresh = renew()
+            except Exception as error:  # noqa: BLE001 - the user's function; the 401 stands
+                _logger.error("asking for fresh credentials raised %s", whereabouts(error))
+            if self._renewals == renewals:  # else authorize() was called meanwhile
                 self._renewals += 1
-            return self._authorization
+                self._authorization = fresh
 
     async def _follow(self, method: str, path: str, body: Body | None, headers: dict[str, str]) -> Answer:
         """Make one call, and follow its redirects as far as Rule 2 goes."""

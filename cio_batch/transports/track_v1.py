@@ -51,6 +51,10 @@ class TrackV1Transport:
         """Send the operations in order, until one is undecided."""
         return await send_in_order(self._client, operations, call)
 
+    def update_credentials(self, site_id: str, track_api_key: str) -> None:
+        """Use other credentials from now on, instead of those in the settings or of their function."""
+        self._client.authorize(basic_credentials(site_id, track_api_key))
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()

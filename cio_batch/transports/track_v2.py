@@ -17,7 +17,7 @@ from typing import Final
 from cio_batch.operations import ANONYMOUS_KINDS, Operation
 from cio_batch.settings import Settings
 from cio_batch.transports.base import Call
-from cio_batch.transports.http import PiecewiseBody
+from cio_batch.transports.http import PiecewiseBody, basic_credentials
 from cio_batch.transports.track_v1 import open_track_client, send_in_order
 from cio_batch.verdicts import Judgement, judge_batch
 
@@ -59,6 +59,10 @@ class TrackV2Transport:
         await call.gate()
         answer = await self._client.request("POST", "/api/v2/batch", body, attempt=call.attempt)
         return judge_batch(answer, len(operations), time.time())
+
+    def update_credentials(self, site_id: str, track_api_key: str) -> None:
+        """Use other credentials from now on, instead of those in the settings or of their function."""
+        self._client.authorize(basic_credentials(site_id, track_api_key))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -25,7 +25,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"cio-batch {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["send"], ["simulate"]])
+@pytest.mark.parametrize(
+    "command",
+    [[], ["demo"], ["send"], ["simulate"], ["dead-letters"], ["dead-letters", "list"], ["replay"], ["purge"], ["tune"]],
+)
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """--help of each command succeeds and goes to standard output."""
     assert main([*command, "--help"]) == 0
@@ -38,6 +41,9 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         ("demo", ["at least 1,000", "--faults"]),
         ("send", ["may be sent twice", "an id (a ULID)", "--check"]),
         ("simulate", ["8765 by default"]),
+        ("tune", ["within 5 % of the best", "cio-batch-tune-1", "--send-real-events", "about a minute"]),
+        ("replay", ["with the same bytes and ids", "What is delivered is removed", "2026-01-31T12:00", "--dry-run"]),
+        ("purge", ["await spool.purge(person)", "--cio-id"]),
     ],
 )
 def test_help_says_what_matters(command: str, said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,8 +74,19 @@ def test_no_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None
         (["send", "file", "--simulate", "--dotenv"], "--dotenv"),
         (["demo", "--faults", "2"], "between 0 and 1"),
         (["send", "file", "--check", "--simulate"], "--check sends nothing"),
+        (["dead-letters"], "list | show | export"),
+        (["dead-letters", "list", "file", "--limit", "0"], "at least 1"),
+        (["dead-letters", "show", "file"], "NUMBER|ID"),
+        (["replay", "file", "--since", "then"], "invalid date, time or age"),
+        (["purge", "file"], "say whom"),
         (["simulate", "--port", "70000"], "between 0 and 65535"),
         (["simulate", "--port", "0", "--latency", "-1"], "at least 0"),
+        (["tune", "--batch-sizes", "50,x"], "invalid list of whole numbers value"),
+        (["tune", "--batch-sizes", "50,0"], "--batch-sizes: must be at least 1"),
+        (["tune", "--flush-intervals", "0"], "must be seconds above 0, at most 60"),
+        (["tune", "--rate-limit", "0"], "must be a number per second above 0"),
+        (["tune", "--send-real-events"], "need --url"),
+        (["tune", "--url", "http://127.0.0.1:9", "--latency", "1"], "--latency is that of the local service"),
     ],
 )
 def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +97,9 @@ def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFix
     assert err.startswith("usage: cio-batch")
 
 
-@pytest.mark.parametrize("arguments", [["demo"], ["send", "-", "--simulate"], ["simulate", "--port", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["demo"], ["send", "-", "--simulate"], ["simulate", "--port", "0"], ["tune"], ["replay", "file"]]
+)
 def test_without_rich_it_says_what_to_install(arguments: list[str]) -> None:
     """A missing rich is no traceback but a remedy."""
     program = "import sys; sys.modules['rich'] = None; from cio_batch.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -297,14 +297,14 @@ def test_a_signal_drains_what_waits(service: Service, tmp_path: Path) -> None:
     assert content["broken"] == []
 
 
-def start_toward_nobody(file: Path, *arguments: str) -> subprocess.Popen[str]:
+def start_toward_nobody(file: Path, *arguments: str, command: str = "send") -> subprocess.Popen[str]:
     """Start a sending to a host that hangs up and is gone; return when it has hung up."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(20)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         environment = {"SITE_ID": "site", "TRACK_API_KEY": "key", "TRACK_URL": url}
         process = subprocess.Popen(
-            [*COMMAND, "send", str(file), *arguments],
+            [*COMMAND, command, str(file), *arguments],
             env=surroundings({f"CUSTOMERIO_{name}": text for name, text in environment.items()}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

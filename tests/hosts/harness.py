@@ -120,6 +120,10 @@ class Host:
         self._process.send_signal(signal.SIGTERM)
         return time.monotonic()
 
+    def interrupt(self) -> None:
+        """Send SIGINT, as Ctrl-C does."""
+        self._process.send_signal(signal.SIGINT)
+
     def terminate_all(self) -> None:
         """Send SIGTERM to it and its workers at once, as systemd does."""
         os.killpg(self._process.pid, signal.SIGTERM)

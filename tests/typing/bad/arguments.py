@@ -24,6 +24,9 @@ CioBatchTracker(before_enqueue=wrong_guard)  # error
 CioBatchTracker(transport=TrackV2Transport)  # error
 CioBatchTracker(transport=object())  # error
 CioBatchTracker(retry=3)  # error
+CioBatchTracker(spool="events.db")  # error
+CioBatchTracker(on_dead_letter=wrong_hook)  # error
+CioBatchTracker().update_credentials("site")  # error
 Settings("site", "key")  # error
 Settings(region="us-east")  # error
 Settings(track_api_key=b"key")  # error

@@ -119,6 +119,7 @@ def shared(attempt: RetryAttempt, narrow: TypedCioClient[SignedUp]) -> None:
     """What the factory, the settings and the hook do not take."""
     wide: TypedCioClient[CioEvent] = narrow  # error
     CioClientFactory.configure(tracker=CioAppClient)  # error
+    TypedCioClient(taxonomy=SignedUp)  # error
     Settings(track_credentials=wrong_track_credentials)  # error
     Settings(app_credentials="key")  # error
     attempt.attempt = 2  # error

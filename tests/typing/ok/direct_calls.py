@@ -32,6 +32,7 @@ from cio_batch import (
     SendOutcomeUnknownError,
     Settings,
     SmsRequest,
+    Taxonomy,
     TypedCioClient,
     UnreachableError,
     UserAttributes,
@@ -122,7 +123,13 @@ async def retries() -> None:
 async def direct(settings: Settings) -> None:
     """Typed and plain calls side by side."""
     async with TypedCioClient[AppEvent, Customer](
-        settings, retry=QUICK, tracked_at=False, last_seen_at=False, concurrency=5
+        settings,
+        retry=QUICK,
+        tracked_at=False,
+        last_seen_at=False,
+        concurrency=5,
+        taxonomy=Taxonomy(AppEvent),
+        strict=False,
     ) as client:
         assert_type(client, TypedCioClient[AppEvent, Customer])
         await client.identify("u", Customer(email="a@example.com", seats=5), relationships=[ObjectId("1", "acme")])

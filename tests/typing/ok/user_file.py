@@ -180,6 +180,8 @@ def fits(draft: Draft) -> bool:
     """Ask whether an operation could be sent, and how large it is, without a tracker."""
     try:
         body, key, kind, number = operations.encode(draft, now=0.0, new_id=lambda: ULID)
+        assert operations.decode(body) == (body, key, kind, number)
+        log.info("%r", operations.key_of("user-1"))
     except InvalidOperationError as error:
         log.info("%s %s (%s, %s)", error.field, error.reason, error.limit, error.actual)
         return False

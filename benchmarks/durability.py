@@ -1,0 +1,172 @@
+"""What does a spool cost? Durable events per second, beside SQLite alone and beside a tracker in memory.
+
+    python benchmarks/durability.py [--events N] [--rounds N] [--producers N] [--folder DIR] [--json FILE]
+
+``bare`` is the floor of durability: one thread that writes the same rows into the same tables with ``executemany`` and
+commits groups as large as there are producers, and deletes them again in the same transactions, with nothing else
+around it. ``spool`` is a tracker with ``SqliteSpool``: each producer awaits its commit before the next event, and
+everything is delivered to a sink. ``memory`` is the same tracker without a spool. All run in processes of their own,
+in turn, on the disk of ``--folder``; what counts are the ratios of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import resource
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ulid_transform import ulid_now
+
+from cio_batch import CioBatchTracker, Settings
+from cio_batch.operations import encode_event
+from cio_batch.spools import SqliteSpool
+from cio_batch.spools.database import TABLES, checksum
+
+sys.path.insert(0, str(Path(__file__).parent))
+from throughput import DATA, PEOPLE
+
+_DELIVERED_BEHIND = 2_000  # rows; a chunk is settled about that much later
+
+
+def bare(folder: Path, _url: str, events: int, producers: int) -> float:
+    """Write, commit and delete rows, and nothing else; return the seconds."""
+    bodies = [
+        encode_event(PEOPLE[n % len(PEOPLE)], "page_viewed", DATA, None, None, time.time(), ulid_now)[0]
+        for n in range(events)
+    ]
+    connection = sqlite3.connect(folder / "bare.db", isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    for name, columns in TABLES.items():
+        connection.execute(f"CREATE TABLE {name} ({columns})")
+    insert = "INSERT INTO operations (number, accepted_at, checksum, body) VALUES (?, ?, ?, ?)"
+    begun = time.perf_counter()
+    deleted = 0
+    for start in range(0, events, producers):
+        now = time.time()
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(
+            insert,
+            [(n + 1, now, checksum(n + 1, bodies[n]), bodies[n]) for n in range(start, min(start + producers, events))],
+        )
+        if start - deleted >= 2 * _DELIVERED_BEHIND:
+            connection.execute(
+                "DELETE FROM operations WHERE number BETWEEN ? AND ?", (deleted + 1, deleted + _DELIVERED_BEHIND)
+            )
+            deleted += _DELIVERED_BEHIND
+        connection.execute("COMMIT")
+    connection.execute("DELETE FROM operations")
+    return time.perf_counter() - begun
+
+
+async def track(tracker: CioBatchTracker, events: int, producers: int) -> float:
+    """Enqueue from many tasks and deliver; return the seconds."""
+
+    async def produce(first: int) -> None:
+        for n in range(first, events, producers):
+            await tracker.enqueue(PEOPLE[n % len(PEOPLE)], "page_viewed", DATA)
+
+    async with tracker:
+        begun = time.perf_counter()
+        async with asyncio.TaskGroup() as tasks:
+            for first in range(producers):
+                tasks.create_task(produce(first))
+        report = await tracker.flush()
+        took = time.perf_counter() - begun
+        assert report.left == report.failed == report.rejected == 0
+        assert tracker.stats().delivered == events
+    return took
+
+
+def spool(folder: Path, url: str, events: int, producers: int) -> float:
+    """A tracker on a spool."""
+    settings = Settings(site_id="site", track_api_key="key", track_url=url)
+    return asyncio.run(track(CioBatchTracker(settings, spool=SqliteSpool(folder / "spool.db")), events, producers))
+
+
+def memory(_folder: Path, url: str, events: int, producers: int) -> float:
+    """The same in memory."""
+    return asyncio.run(
+        track(CioBatchTracker(Settings(site_id="site", track_api_key="key", track_url=url)), events, producers)
+    )
+
+
+RUNNERS = {"bare": bare, "spool": spool, "memory": memory}
+
+
+def main() -> None:
+    """Measure all in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=200_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--producers", type=int, default=100)
+    parser.add_argument("--folder", type=Path, help="where the files are made; a temporary folder by default")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        name, url = options.child
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            took = RUNNERS[name](Path(folder), url, options.events, options.producers)
+            after = resource.getrusage(resource.RUSAGE_SELF)
+        cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+        print(json.dumps({"events_per_second": options.events / took, "cpu_us_per_event": cpu / options.events * 1e6}))
+        return
+    sink = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("sink.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert sink.stdout is not None
+    url = f"http://127.0.0.1:{sink.stdout.readline().strip()}"
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in RUNNERS}
+    for _ in range(options.rounds):
+        for name, measured in runs.items():
+            command = [sys.executable, __file__, "--events", str(options.events), "--producers", str(options.producers)]
+            command += ["--folder", str(options.folder)] if options.folder else []
+            finished = subprocess.run([*command, "--child", name, url], check=True, capture_output=True, text=True)
+            measured.append(json.loads(finished.stdout))
+    sink.communicate()
+    medians = {
+        name: {key: statistics.median(run[key] for run in measured) for key in measured[0]}
+        for name, measured in runs.items()
+    }
+    rates = {name: row["events_per_second"] for name, row in medians.items()}
+    result: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version}",
+        "events": options.events,
+        "producers": options.producers,
+        "rounds": options.rounds,
+        "medians": medians,
+        "spool_of_bare": rates["spool"] / rates["bare"],
+        "spool_of_memory": rates["spool"] / rates["memory"],
+    }
+    print(result["machine"])
+    print(f"{'':8}{'events/s':>12}{'CPU us/event':>14}{'least':>12}{'most':>12}")
+    for name, row in medians.items():
+        each = [run["events_per_second"] for run in runs[name]]
+        print(
+            f"{name:8}{row['events_per_second']:12,.0f}{row['cpu_us_per_event']:14.2f}{min(each):12,.0f}{max(each):12,.0f}"
+        )
+    print(f"the spool reaches {result['spool_of_bare']:.2f} of bare SQLite (at least 0.70 is the aim)")
+    print(f"              and {result['spool_of_memory']:.2f} of the tracker in memory (at least 0.10, better 0.20)")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
