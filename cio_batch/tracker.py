@@ -75,7 +75,8 @@ _OVERFLOWS: Final = ("block", "raise", "drop_oldest", "drop_newest")
 _TURNS_PER_BATCH: Final = 5
 _SPOOL_GRACE: Final = 5.0  # seconds that a spool gets to end its thread when a loop that is gone had opened it
 _MAX_TURNS_PER_BATCH: Final = 40  # where sending is slower than production; 10 microseconds each
-_FEW_BATCHES: Final = 3  # with a service that answers at once no more are held
+_LARGE_BATCH: Final = 400_000  # bytes; a smaller one gets its share of these turns, or they would cost more than it
+_FEW_BATCHES: Final = 4  # with a service that answers at once no more are held
 _GRACE: Final = 0.2  # seconds that close() may take beyond its timeout to end its tasks and connections
 _SLICE: Final = 2_000  # operations that are given up in one step of the loop
 _WARY_INTERVAL: Final = 0.1  # seconds
@@ -461,13 +462,16 @@ class CioBatchTracker(Generic[E]):
     async def _enqueue_guarded(
         self, user_id: PersonId, name: Any, data: Any, timestamp: float | dt.datetime | None, id: str | None
     ) -> None:
-        if self._before_enqueue is not None or self._validator is not None or self._check is not None:
+        if self._before_enqueue is not None or self._validator is not None:
             await self.submit(ops.event(user_id, name, data, timestamp=timestamp, id=id))
             return
-        # With a spool and nothing else, the short way to the bytes.
+        # With a spool, or a wire that cannot say everything: the short way to the bytes.
         if data is None and isinstance(name, CioEvent):
             name, data = name.event_name, name.wire_data() or None
-        await self._admit(ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id))
+        operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id)
+        if self._check is not None:
+            self._check(operation)
+        await self._admit(operation)
 
     @overload
     def enqueue_nowait(
@@ -968,9 +972,10 @@ class CioBatchTracker(Generic[E]):
             if calm.is_set():
                 calm.clear()
                 try:
+                    share = min(1.0, self._queue.queued_bytes / _LARGE_BATCH)
                     self._hand_over()
-                    for turn in range(_MAX_TURNS_PER_BATCH):
-                        if turn >= _TURNS_PER_BATCH and self._queue.batches_held < _FEW_BATCHES:
+                    for turn in range(max(1, int(_MAX_TURNS_PER_BATCH * share))):
+                        if turn >= _TURNS_PER_BATCH * share and self._queue.batches_held < _FEW_BATCHES:
                             break
                         await asyncio.sleep(0)
                 finally:
@@ -1151,22 +1156,26 @@ class CioBatchTracker(Generic[E]):
 
         Cancellation: The opening goes on.
         """
-        loop = asyncio.get_running_loop()
-        if self._state in (_State.DRAINING, _State.CLOSED):
-            raise TrackerClosedError(_CLOSED)
-        if self._loop is loop:
-            return
-        if self._loop is not None and not self._loop.is_closed():
-            raise WrongLoopError(_OTHER_LOOP)
-        opening = self._opening
-        if opening is not None and not opening.done() and opening.get_loop() is not loop:
-            if not opening.get_loop().is_closed():
+        loop, caller = asyncio.get_running_loop(), asyncio.current_task()
+        while self._loop is not loop or self._state in (_State.DRAINING, _State.CLOSED):
+            if self._state in (_State.DRAINING, _State.CLOSED):
+                raise TrackerClosedError(_CLOSED)
+            if self._loop is not None and not self._loop.is_closed():
                 raise WrongLoopError(_OTHER_LOOP)
-            opening = None
-        if opening is None or opening.done():
-            opening = self._opening = loop.create_task(self._open_now(spooling), name="cio_batch open")
-            opening.add_done_callback(_note_opening)
-        await asyncio.shield(opening)
+            opening = self._opening
+            if opening is not None and not opening.done() and opening.get_loop() is not loop:
+                if not opening.get_loop().is_closed():
+                    raise WrongLoopError(_OTHER_LOOP)
+                opening = None
+            if opening is None or opening.done():
+                opening = self._opening = loop.create_task(self._open_now(spooling), name="cio_batch open")
+                opening.add_done_callback(_note_opening)
+            try:
+                await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                if not opening.cancelled() or (caller is not None and caller.cancelling()):
+                    raise
+                # Somebody cancelled our task and not the caller: it begins again.
 
     async def _open_now(self, spooling: Spooling) -> None:
         await self._load_anew(spooling)
@@ -1328,6 +1337,8 @@ class CioBatchTracker(Generic[E]):
         if self._state is _State.NEW:
             self._move(_State.CLOSED)
             self._finalizer.detach()
+            if self._spooling is not None and (self._opening is None or self._opening.done()):
+                await self._spooling.close(_GRACE)  # an opening that was cancelled leaves it open
             await self._close_transport(_GRACE)
             return self._totals()
         loop = asyncio.get_running_loop()
