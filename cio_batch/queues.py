@@ -108,6 +108,11 @@ class OperationQueue(asyncio.Queue[Operation]):
         return self.accepted_bytes - self._settled_bytes
 
     @property
+    def batches_held(self) -> float:
+        """How many full batches that would be."""
+        return max(self.held / self._batch_operations, self.held_bytes / self._batch_bytes)
+
+    @property
     def queued_bytes(self) -> int:
         """Encoded bytes of what is in the queue itself."""
         return self.accepted_bytes - self._taken_bytes

@@ -74,6 +74,9 @@ Overflow: TypeAlias = Literal["block", "raise", "drop_oldest", "drop_newest"]
 _OVERFLOWS: Final = ("block", "raise", "drop_oldest", "drop_newest")
 _TURNS_PER_BATCH: Final = 5
 _SPOOL_GRACE: Final = 5.0  # seconds that a spool gets to end its thread when a loop that is gone had opened it
+_MAX_TURNS_PER_BATCH: Final = 40  # where sending is slower than production; 10 microseconds each
+_LARGE_BATCH: Final = 400_000  # bytes; a smaller one gets its share of these turns, or they would cost more than it
+_FEW_BATCHES: Final = 4  # with a service that answers at once no more are held
 _GRACE: Final = 0.2  # seconds that close() may take beyond its timeout to end its tasks and connections
 _SLICE: Final = 2_000  # operations that are given up in one step of the loop
 _WARY_INTERVAL: Final = 0.1  # seconds
@@ -459,13 +462,16 @@ class CioBatchTracker(Generic[E]):
     async def _enqueue_guarded(
         self, user_id: PersonId, name: Any, data: Any, timestamp: float | dt.datetime | None, id: str | None
     ) -> None:
-        if self._before_enqueue is not None or self._validator is not None or self._check is not None:
+        if self._before_enqueue is not None or self._validator is not None:
             await self.submit(ops.event(user_id, name, data, timestamp=timestamp, id=id))
             return
-        # With a spool and nothing else, the short way to the bytes.
+        # With a spool, or a wire that cannot say everything: the short way to the bytes.
         if data is None and isinstance(name, CioEvent):
             name, data = name.event_name, name.wire_data() or None
-        await self._admit(ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id))
+        operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id)
+        if self._check is not None:
+            self._check(operation)
+        await self._admit(operation)
 
     @overload
     def enqueue_nowait(
@@ -957,11 +963,27 @@ class CioBatchTracker(Generic[E]):
 
         Without it, a producer in a tight loop would keep every other task from running until the queue is full. One
         turn launches the batch and the others let its body go out: with fewer, production runs ahead of sending,
-        100,000 events pile up cold in memory, and each costs twice as much CPU.
+        100,000 events pile up cold in memory, and each costs twice as much CPU. The same happens where several
+        producers take these turns at the same time; so one batch after the other has its turns, and whoever adds to
+        the next one when that is full waits for them.
         """
-        self._hand_over()
-        for _ in range(_TURNS_PER_BATCH):
-            await asyncio.sleep(0)
+        calm = self._calm
+        while self._queue.batch_ready:
+            if calm.is_set():
+                calm.clear()
+                try:
+                    share = min(1.0, self._queue.queued_bytes / _LARGE_BATCH)
+                    self._hand_over()
+                    for turn in range(max(1, int(_MAX_TURNS_PER_BATCH * share))):
+                        if turn >= _TURNS_PER_BATCH * share and self._queue.batches_held < _FEW_BATCHES:
+                            break
+                        await asyncio.sleep(0)
+                finally:
+                    calm.set()
+                    if self._queue.batch_ready:  # of those who cannot wait
+                        self._wake.set()
+                return
+            await calm.wait()
 
     async def _wait_for_room(self, operation: Operation) -> None:
         if self._overflow != "block":
@@ -1134,22 +1156,26 @@ class CioBatchTracker(Generic[E]):
 
         Cancellation: The opening goes on.
         """
-        loop = asyncio.get_running_loop()
-        if self._state in (_State.DRAINING, _State.CLOSED):
-            raise TrackerClosedError(_CLOSED)
-        if self._loop is loop:
-            return
-        if self._loop is not None and not self._loop.is_closed():
-            raise WrongLoopError(_OTHER_LOOP)
-        opening = self._opening
-        if opening is not None and not opening.done() and opening.get_loop() is not loop:
-            if not opening.get_loop().is_closed():
+        loop, caller = asyncio.get_running_loop(), asyncio.current_task()
+        while self._loop is not loop or self._state in (_State.DRAINING, _State.CLOSED):
+            if self._state in (_State.DRAINING, _State.CLOSED):
+                raise TrackerClosedError(_CLOSED)
+            if self._loop is not None and not self._loop.is_closed():
                 raise WrongLoopError(_OTHER_LOOP)
-            opening = None
-        if opening is None or opening.done():
-            opening = self._opening = loop.create_task(self._open_now(spooling), name="cio_batch open")
-            opening.add_done_callback(_note_opening)
-        await asyncio.shield(opening)
+            opening = self._opening
+            if opening is not None and not opening.done() and opening.get_loop() is not loop:
+                if not opening.get_loop().is_closed():
+                    raise WrongLoopError(_OTHER_LOOP)
+                opening = None
+            if opening is None or opening.done():
+                opening = self._opening = loop.create_task(self._open_now(spooling), name="cio_batch open")
+                opening.add_done_callback(_note_opening)
+            try:
+                await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                if not opening.cancelled() or (caller is not None and caller.cancelling()):
+                    raise
+                # Somebody cancelled our task and not the caller: it begins again.
 
     async def _open_now(self, spooling: Spooling) -> None:
         await self._load_anew(spooling)
@@ -1196,6 +1222,8 @@ class CioBatchTracker(Generic[E]):
         self._watches.clear()  # who waited did so in a loop that is gone, and cannot be woken
         self._queue.forget_waiters()
         self._wake = asyncio.Event()
+        self._calm = asyncio.Event()  # no batch has its turns to go out
+        self._calm.set()
         self._quiet = asyncio.Event()
         self._delivery.bind(loop)
 
@@ -1263,7 +1291,10 @@ class CioBatchTracker(Generic[E]):
                     if self._drained is not None:
                         self._drained()
                 return
-            self._hand_over()
+            if self._calm.is_set() or self._due or self._state is not _State.RUNNING:
+                self._hand_over()
+            else:
+                self._wake.clear()  # a batch has its turns; the next one is handed over after it
 
     def _hand_over(self) -> None:
         self._wake.clear()
@@ -1295,7 +1326,7 @@ class CioBatchTracker(Generic[E]):
         self._wake.set()
 
     def _wake_up(self) -> None:
-        if self._loop is not None:
+        if self._loop is not None and self._calm.is_set():  # else its turn comes
             self._wake.set()
 
     # ------------------------------------------------------------------------------------------ inside: the end
@@ -1306,6 +1337,8 @@ class CioBatchTracker(Generic[E]):
         if self._state is _State.NEW:
             self._move(_State.CLOSED)
             self._finalizer.detach()
+            if self._spooling is not None and (self._opening is None or self._opening.done()):
+                await self._spooling.close(_GRACE)  # an opening that was cancelled leaves it open
             await self._close_transport(_GRACE)
             return self._totals()
         loop = asyncio.get_running_loop()

@@ -269,6 +269,62 @@ async def test_delivery_stops_when_the_queue_is_not_drained(sim: Simulator) -> N
         assert await tracker.flush(timeout=5) == Report(delivered=1)
 
 
+@pytest.mark.parametrize("producers", [1, 10, 100])
+async def test_producers_do_not_run_ahead_of_sending(producers: int) -> None:
+    """However many produce in tight loops, no more than a few batches are held while sending keeps up."""
+    async with CioBatchTracker(transport=DiscardTransport(), batch_size=100, rate_limit=None) as tracker:
+        most = 0
+
+        async def produce() -> None:
+            nonlocal most
+            for n in range(6_000 // producers):
+                await tracker.enqueue(f"user-{n}", "e")
+                most = max(most, tracker._queue.held)
+
+        await asyncio.gather(*(produce() for _ in range(producers)))
+        assert most <= 1_000
+        await tracker.flush()
+        assert tracker.stats().delivered == 6_000
+        assert_conserved(tracker)
+
+
+async def test_a_producer_that_is_cancelled_while_its_batch_goes_out_holds_up_nobody() -> None:
+    """The turns of a batch end with the producer that took them, and the others go on."""
+    async with CioBatchTracker(transport=DiscardTransport(), batch_size=10, rate_limit=None) as tracker:
+        done = 0
+
+        async def produce() -> None:
+            nonlocal done
+            while True:
+                await tracker.enqueue("u", "e")
+                done += 1
+
+        producers = [asyncio.create_task(produce()) for _ in range(5)]
+        for producer in producers:
+            await until(lambda: not tracker._calm.is_set())
+            producer.cancel()
+            before = done
+            if producer is not producers[-1]:
+                await until(lambda before=before: done > before + 100)  # type: ignore[misc]
+        await asyncio.wait(producers)
+        await tracker.flush()
+        assert_conserved(tracker)
+        assert tracker._calm.is_set()
+
+
+async def test_what_cannot_wait_is_handed_over_all_the_same() -> None:
+    """Full batches that enqueue_nowait makes while another batch has its turns are sent without a flush."""
+    async with CioBatchTracker(transport=DiscardTransport(), batch_size=10, flush_interval=60) as tracker:
+        for _ in range(3):
+            waiting = asyncio.gather(*(tracker.enqueue("u", "e") for _ in range(10)))
+            await asyncio.sleep(0)
+            for _ in range(10):
+                tracker.enqueue_nowait("v", "e")
+            await waiting
+        await until(lambda: tracker.stats().delivered == 60)
+        assert_conserved(tracker)
+
+
 # --------------------------------------------------------------------------------------------------------- flush
 
 

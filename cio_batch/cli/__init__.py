@@ -1,4 +1,4 @@
-"""The command ``cio-batch``: a demo, a sender of NDJSON files, dead letters, a local Customer.io, a taxonomy, a tuner.
+"""The command ``cio-batch``: a demo, a sender of files, dead letters, a local Customer.io, a taxonomy, a tuner.
 
 ====================  =================================================================================
 ``demo``              events through a tracker and every fault; its producers are stopped half-way
@@ -95,7 +95,7 @@ def _run(argv: Sequence[str] | None) -> int:
             _check_combination(arguments)
         elif arguments.command == "tune":
             _check_tune(arguments)
-        if arguments.command == "purge" and not any(
+        elif arguments.command == "purge" and not any(
             each is not None for each in (arguments.person, arguments.email, arguments.phone, arguments.cio_id)
         ):
             arguments.parser.error("say whom: PERSON, --email, --phone or --cio-id")
@@ -143,29 +143,6 @@ def _run(argv: Sequence[str] | None) -> int:
                     verbose=arguments.verbose,
                 )
             )
-        case "tune":
-            from cio_batch.cli import tune
-
-            return tune.run(
-                tune.Options(
-                    url=arguments.url,
-                    send_real_events=arguments.send_real_events,
-                    dotenv=arguments.dotenv,
-                    batch_sizes=arguments.batch_sizes,
-                    concurrencies=arguments.concurrencies,
-                    flush_intervals=arguments.flush_intervals,
-                    event_rate=arguments.event_rate,
-                    max_age=arguments.max_age,
-                    event_bytes=arguments.event_bytes,
-                    people=arguments.people,
-                    latency=LATENCY if arguments.latency is None else arguments.latency,
-                    rate_limit=arguments.rate_limit,
-                    duration=arguments.duration,
-                    events=arguments.events,
-                    chart=arguments.chart,
-                    as_json=arguments.as_json,
-                )
-            )
         case "dead-letters":
             from cio_batch.cli import dead_letters
 
@@ -204,6 +181,29 @@ def _run(argv: Sequence[str] | None) -> int:
                     email=arguments.email,
                     phone=arguments.phone,
                     cio_id=arguments.cio_id,
+                    as_json=arguments.as_json,
+                )
+            )
+        case "tune":
+            from cio_batch.cli import tune
+
+            return tune.run(
+                tune.Options(
+                    url=arguments.url,
+                    send_real_events=arguments.send_real_events,
+                    dotenv=arguments.dotenv,
+                    batch_sizes=arguments.batch_sizes,
+                    concurrencies=arguments.concurrencies,
+                    flush_intervals=arguments.flush_intervals,
+                    event_rate=arguments.event_rate,
+                    max_age=arguments.max_age,
+                    event_bytes=arguments.event_bytes,
+                    people=arguments.people,
+                    latency=LATENCY if arguments.latency is None else arguments.latency,
+                    rate_limit=arguments.rate_limit,
+                    duration=arguments.duration,
+                    events=arguments.events,
+                    chart=arguments.chart,
                     as_json=arguments.as_json,
                 )
             )
@@ -346,61 +346,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_tune(tune: argparse.ArgumentParser) -> None:
-    tune.set_defaults(parser=tune)
-    real = tune.add_argument_group("against your own endpoint")
-    real.add_argument(
-        "--url",
-        metavar="URL",
-        help="its origin, such as https://track.customer.io; credentials come from CUSTOMERIO_SITE_ID and "
-        "CUSTOMERIO_TRACK_API_KEY",
-    )
-    real.add_argument(
-        "--send-real-events",
-        action="store_true",
-        help="yes, send events to it: named cio_batch_tune, of people named cio-batch-tune-1 and so on",
-    )
-    real.add_argument("--dotenv", action="store_true", help="read a .env file beneath the environment")
-    local = tune.add_argument_group("against a local service")
-    local.add_argument("--latency", type=_seconds, metavar="S", help=f"seconds that an answer takes ({LATENCY})")
-    tune.add_argument(
-        "--rate-limit", type=_rate, default=1_000.0, metavar="N", help="calls per second, kept to (%(default)g)"
-    )
-    tune.add_argument(
-        "--batch-sizes", type=_counts, default="50,200,500,1000,2000", metavar="N,…", help="to try (%(default)s)"
-    )
-    tune.add_argument(
-        "--concurrencies", type=_counts, default="1,2,5,10,20,50", metavar="N,…", help="to try (%(default)s)"
-    )
-    tune.add_argument(
-        "--flush-intervals", type=_intervals, default="0.1,0.25,0.5,1,2", metavar="S,…", help="to try (%(default)s)"
-    )
-    tune.add_argument(
-        "--event-rate", type=_rate, default=500.0, metavar="N", help="events per second that you have (%(default)g)"
-    )
-    tune.add_argument(
-        "--max-age",
-        type=_positive_seconds,
-        default=1.0,
-        metavar="S",
-        help="seconds from enqueue to delivery that you want for 99 of 100 events (%(default)g)",
-    )
-    tune.add_argument(
-        "--event-bytes", type=_count, default=200, metavar="N", help="length of each event's data (%(default)s)"
-    )
-    tune.add_argument(
-        "--duration", type=_positive_seconds, default=1.0, metavar="S", help="seconds of a measurement (%(default)g)"
-    )
-    tune.add_argument(
-        "--events", type=_count, metavar="N", help="the most events of a measurement (with --url 20000, else no bound)"
-    )
-    tune.add_argument(
-        "--people", type=_count, metavar="N", help="of how many people, in turn (with --url 1000, else 100000)"
-    )
-    tune.add_argument("--chart", type=Path, metavar="FILE", help="write a heat map: .png or .svg (needs matplotlib)")
-    tune.add_argument("--json", action="store_true", dest="as_json", help="print the result as JSON")
-
-
 def _add_dead_letters(commands: Any) -> None:
     kept = "a spool's database, or a file of dead letters (with those that it was before: PATH.1, PATH.2, …)"
     dead_letters = commands.add_parser(
@@ -477,6 +422,61 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
     return Wanted(name=arguments.name, reason=arguments.reason, since=arguments.since)
 
 
+def _add_tune(tune: argparse.ArgumentParser) -> None:
+    tune.set_defaults(parser=tune)
+    real = tune.add_argument_group("against your own endpoint")
+    real.add_argument(
+        "--url",
+        metavar="URL",
+        help="its origin, such as https://track.customer.io; credentials come from CUSTOMERIO_SITE_ID and "
+        "CUSTOMERIO_TRACK_API_KEY",
+    )
+    real.add_argument(
+        "--send-real-events",
+        action="store_true",
+        help="yes, send events to it: named cio_batch_tune, of people named cio-batch-tune-1 and so on",
+    )
+    real.add_argument("--dotenv", action="store_true", help="read a .env file beneath the environment")
+    local = tune.add_argument_group("against a local service")
+    local.add_argument("--latency", type=_seconds, metavar="S", help=f"seconds that an answer takes ({LATENCY})")
+    tune.add_argument(
+        "--rate-limit", type=_rate, default=1_000.0, metavar="N", help="calls per second, kept to (%(default)g)"
+    )
+    tune.add_argument(
+        "--batch-sizes", type=_counts, default="50,200,500,1000,2000", metavar="N,…", help="to try (%(default)s)"
+    )
+    tune.add_argument(
+        "--concurrencies", type=_counts, default="1,2,5,10,20,50", metavar="N,…", help="to try (%(default)s)"
+    )
+    tune.add_argument(
+        "--flush-intervals", type=_intervals, default="0.1,0.25,0.5,1,2", metavar="S,…", help="to try (%(default)s)"
+    )
+    tune.add_argument(
+        "--event-rate", type=_rate, default=500.0, metavar="N", help="events per second that you have (%(default)g)"
+    )
+    tune.add_argument(
+        "--max-age",
+        type=_positive_seconds,
+        default=1.0,
+        metavar="S",
+        help="seconds from enqueue to delivery that you want for 99 of 100 events (%(default)g)",
+    )
+    tune.add_argument(
+        "--event-bytes", type=_count, default=200, metavar="N", help="length of each event's data (%(default)s)"
+    )
+    tune.add_argument(
+        "--duration", type=_positive_seconds, default=1.0, metavar="S", help="seconds of a measurement (%(default)g)"
+    )
+    tune.add_argument(
+        "--events", type=_count, metavar="N", help="the most events of a measurement (with --url 20000, else no bound)"
+    )
+    tune.add_argument(
+        "--people", type=_count, metavar="N", help="of how many people, in turn (with --url 1000, else 100000)"
+    )
+    tune.add_argument("--chart", type=Path, metavar="FILE", help="write a heat map: .png or .svg (needs matplotlib)")
+    tune.add_argument("--json", action="store_true", dest="as_json", help="print the result as JSON")
+
+
 def _add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (%(default)s)")
 
@@ -526,6 +526,14 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _moment(text: str) -> float:
+    """Read a date, a time, or an age; return unix seconds."""
+    if age := _AGE.fullmatch(text):
+        return time.time() - float(age[1]) * _UNITS[age[2]]
+    when = dt.datetime.fromisoformat(text)
+    return (when if when.tzinfo is not None else when.replace(tzinfo=dt.UTC)).timestamp()
+
+
 def _positive_seconds(text: str) -> float:
     value = float(text)
     if not 0 < value <= _LONGEST:
@@ -550,17 +558,9 @@ def _intervals(text: str) -> list[float]:
     return sorted({_positive_seconds(part) for part in text.split(",")})
 
 
-def _moment(text: str) -> float:
-    """Read a date, a time, or an age; return unix seconds."""
-    if age := _AGE.fullmatch(text):
-        return time.time() - float(age[1]) * _UNITS[age[2]]
-    when = dt.datetime.fromisoformat(text)
-    return (when if when.tzinfo is not None else when.replace(tzinfo=dt.UTC)).timestamp()
-
-
+_moment.__name__ = "date, time or age"
 _counts.__name__ = "list of whole numbers"
 _intervals.__name__ = "list of seconds"
 _positive_seconds.__name__ = _rate.__name__ = "number"
-_moment.__name__ = "date, time or age"
 _count.__name__ = _events.__name__ = _port.__name__ = "whole number"  # argparse names the function in its error text
 _share.__name__ = _seconds.__name__ = "number"

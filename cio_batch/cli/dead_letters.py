@@ -119,7 +119,7 @@ def _list(options: Options, screen: Screen, letters: Letters) -> int:
         screen.say("no dead letters")
         return 0
     older = total - len(newest)
-    screen.table(
+    screen.listing(
         f"{Path(options.path).name}{f' (the newest {len(newest):,})' if older else ''}",
         _COLUMNS,
         (
@@ -135,7 +135,7 @@ def _list(options: Options, screen: Screen, letters: Letters) -> int:
             for each in newest
         ),
     )
-    screen.table("by reason", {"verdict": False, "reason": False, "letters": True}, ranked)
+    screen.listing("by reason", {"verdict": False, "reason": False, "letters": True}, ranked)
     screen.say(f"{total:,} dead letters{f', {older:,} of them older than those above' if older else ''}")
     return 0
 
@@ -178,8 +178,8 @@ def _show(options: Options, screen: Screen, letters: Letters) -> int:
             ("id", letter.id or ""),
             ("accepted (UTC)", "" if letter.accepted_at is None else moment(letter.accepted_at)),
         ]
-        screen.table("dead letter", {"": False, " ": False}, [fact for fact in facts if fact[1]])
-        screen.table("refused or given up", _HISTORY, map(_history, letter.refusals))
+        screen.listing("dead letter", {"": False, " ": False}, [fact for fact in facts if fact[1]])
+        screen.listing("refused or given up", _HISTORY, map(_history, letter.refusals))
         screen.json(letter.payload)
     return 0
 

@@ -137,7 +137,27 @@ class Screen:
         if not broken and not amiss:
             self._say(f"✓ {good}" if self._can_say("✓") else good, "green")
 
-    def measurements(
+    def json(self, content: object) -> None:
+        """Print something as JSON, on standard output."""
+        self._out.file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
+        self._out.file.flush()
+
+    def listing(self, title: str, columns: Mapping[str, bool], rows: Iterable[Sequence[object]]) -> None:
+        """Print a table on standard output.
+
+        Args:
+            title: Of the table.
+            columns: Their names, and whether they hold numbers.
+            rows: Their cells; what cannot be printed is marked.
+        """
+        table = Table(title=Text(title), title_justify="left")
+        for name, is_number in columns.items():
+            table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(f"{cell:,}" if type(cell) is int else _printable(str(cell))) for cell in row))
+        self._out.print(table)
+
+    def table(
         self,
         title: str,
         columns: Sequence[str],
@@ -174,26 +194,6 @@ class Screen:
             self._say(sentence, "")
         for sentence in amiss:
             self._say(sentence, "bold yellow")
-
-    def json(self, content: object) -> None:
-        """Print something as JSON, on standard output."""
-        self._out.file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
-        self._out.file.flush()
-
-    def table(self, title: str, columns: Mapping[str, bool], rows: Iterable[Sequence[object]]) -> None:
-        """Print a table on standard output.
-
-        Args:
-            title: Of the table.
-            columns: Their names, and whether they hold numbers.
-            rows: Their cells; what cannot be printed is marked.
-        """
-        table = Table(title=Text(title), title_justify="left")
-        for name, is_number in columns.items():
-            table.add_column(name, justify="right" if is_number else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(f"{cell:,}" if type(cell) is int else _printable(str(cell))) for cell in row))
-        self._out.print(table)
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line of the result, on standard output."""

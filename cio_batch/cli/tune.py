@@ -231,7 +231,7 @@ class _Tuning:
         advice = recommend(measurements, options.max_age, options.event_rate, options.rate_limit)
         amiss = self._amiss(stop, advice)
         seconds = time.monotonic() - self._began
-        self._screen.measurements(
+        self._screen.table(
             self._title(),
             _COLUMNS,
             [[_row(each) for each in part] for part in (at_full_load(measurements), by_flush_interval(measurements))],

@@ -98,7 +98,7 @@ def test_usage_errors(arguments: list[str], said: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    "arguments", [["demo"], ["send", "-", "--simulate"], ["simulate", "--port", "0"], ["replay", "file"], ["tune"]]
+    "arguments", [["demo"], ["send", "-", "--simulate"], ["simulate", "--port", "0"], ["tune"], ["replay", "file"]]
 )
 def test_without_rich_it_says_what_to_install(arguments: list[str]) -> None:
     """A missing rich is no traceback but a remedy."""

@@ -83,8 +83,6 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
     mounted = os.geteuid() == 0 and subprocess.run(command, check=False, capture_output=True).returncode == 0
-    if os.geteuid() == 0 and not mounted:
-        pytest.skip("root without the right to mount cannot be kept from writing")
     found = Disk(folder, mounted=mounted)
     try:
         yield found
