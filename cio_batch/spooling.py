@@ -41,6 +41,7 @@ _PAGE_BYTES: Final = 1_000_000
 _MEMORY_SHARE: Final = 0.75
 _REFILL_SHARE: Final = 0.5  # read back when what is in memory has fallen to this share of that
 _ROW_BYTES: Final = 40  # what a row takes besides its body, about
+_REOPEN_GRACE: Final = 5.0  # seconds that a spool gets to end an opening that was cancelled
 _RETRY_INTERVAL: Final = 1.0  # seconds until a failed reading is tried again
 _WARN_SHARE: Final = 0.8
 _CALM_SHARE: Final = 0.6
@@ -116,6 +117,7 @@ class Spooling:
         self.quarantined = 0
         self.fault: str | None = None
         self.is_open = False
+        self._begun = False  # to open, and not closed since
         self._next_number = 1
         self._said: deque[_Waiter] = deque()  # to the spool, in order
         self._said_bytes = 0
@@ -141,7 +143,14 @@ class Spooling:
             SpoolError: It cannot be opened.
         """
         self._waiting.clear()  # who waited for room did so in a loop that is gone
-        contents = await self._spool.open(self._receive, self._purged)
+        if self._begun:  # an opening that was cancelled
+            await self._spool.close(_REOPEN_GRACE)
+        self._begun = True
+        try:
+            contents = await self._spool.open(self._receive, self._purged)
+        except SpoolError:
+            self._begun = False
+            raise
         self.is_open = True
         self._take_stock(contents, outstanding)
 
@@ -177,9 +186,10 @@ class Spooling:
             if task is not None:
                 task.cancel()
         self._reading = self._checking = None
-        if not self.is_open:
+        if not self._begun:
             return True
         done = await self._spool.close(timeout)
+        self._begun = not done
         if not done:
             _logger.error("the spool did not close within %.1f s: what was said to it last may not be on disk", timeout)
         self.is_open = False

@@ -1156,22 +1156,26 @@ class CioBatchTracker(Generic[E]):
 
         Cancellation: The opening goes on.
         """
-        loop = asyncio.get_running_loop()
-        if self._state in (_State.DRAINING, _State.CLOSED):
-            raise TrackerClosedError(_CLOSED)
-        if self._loop is loop:
-            return
-        if self._loop is not None and not self._loop.is_closed():
-            raise WrongLoopError(_OTHER_LOOP)
-        opening = self._opening
-        if opening is not None and not opening.done() and opening.get_loop() is not loop:
-            if not opening.get_loop().is_closed():
+        loop, caller = asyncio.get_running_loop(), asyncio.current_task()
+        while self._loop is not loop or self._state in (_State.DRAINING, _State.CLOSED):
+            if self._state in (_State.DRAINING, _State.CLOSED):
+                raise TrackerClosedError(_CLOSED)
+            if self._loop is not None and not self._loop.is_closed():
                 raise WrongLoopError(_OTHER_LOOP)
-            opening = None
-        if opening is None or opening.done():
-            opening = self._opening = loop.create_task(self._open_now(spooling), name="cio_batch open")
-            opening.add_done_callback(_note_opening)
-        await asyncio.shield(opening)
+            opening = self._opening
+            if opening is not None and not opening.done() and opening.get_loop() is not loop:
+                if not opening.get_loop().is_closed():
+                    raise WrongLoopError(_OTHER_LOOP)
+                opening = None
+            if opening is None or opening.done():
+                opening = self._opening = loop.create_task(self._open_now(spooling), name="cio_batch open")
+                opening.add_done_callback(_note_opening)
+            try:
+                await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                if not opening.cancelled() or (caller is not None and caller.cancelling()):
+                    raise
+                # Somebody cancelled our task and not the caller: it begins again.
 
     async def _open_now(self, spooling: Spooling) -> None:
         await self._load_anew(spooling)
@@ -1333,6 +1337,8 @@ class CioBatchTracker(Generic[E]):
         if self._state is _State.NEW:
             self._move(_State.CLOSED)
             self._finalizer.detach()
+            if self._spooling is not None and (self._opening is None or self._opening.done()):
+                await self._spooling.close(_GRACE)  # an opening that was cancelled leaves it open
             await self._close_transport(_GRACE)
             return self._totals()
         loop = asyncio.get_running_loop()

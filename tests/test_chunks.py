@@ -161,6 +161,19 @@ class BacklogMachine(RuleBasedStateMachine):
         else:
             self.leave(dropped)
 
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        share = data.draw(st.integers(1, 4))
+        unwanted = {ident for index, ident in enumerate(self.waiting) if index % share == 0}
+        removed = self.backlog.remove(lambda each: id(each) in unwanted)
+        assert len(removed) == len(unwanted)
+        assert set(map(id, removed)) == unwanted
+        for each in removed:
+            del self.waiting[id(each)]
+            self.due.discard(id(each))
+            for key in keys_of(each):
+                self.queues[key] = [other for other in self.queues[key] if other is not each]
+
     def teardown(self) -> None:
         """Whatever happened: once everything is due and each call ends, the backlog empties."""
         if not hasattr(self, "backlog"):

@@ -20,7 +20,9 @@ from .hosts.harness import Host
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TESTED = {
     "aiohttp_app.py",
+    "dead_letters.py",
     "direct_client.py",
+    "durable.py",
     "factory.py",
     "own_retry.py",
     "quickstart.py",
@@ -210,3 +212,23 @@ async def test_factory(sim: Simulator) -> None:
     finally:
         CioClientFactory.reset()
     assert [name for name, _ in seen(sim, "user-1")] == ["signed_up", "/pricing"]
+
+
+async def test_durable(sim: Simulator, tmp_path: Path) -> None:
+    """What a refused call leaves is sent by the next run, after which nothing is left."""
+    sim.faults.order("partial", indexes=[1])
+    async with Host(sim, str(EXAMPLES / "durable.py"), str(tmp_path / "events.db")) as host:
+        await host.line("^0 events of an earlier run$")
+        await host.line("^refused: person.event page_viewed, ")
+        await host.line("^2 delivered 0 left$")
+        assert await host.exit_code() == 0
+
+
+async def test_dead_letters(sim: Simulator, tmp_path: Path) -> None:
+    """The refused one stands in the file."""
+    sim.faults.order("partial", indexes=[0])
+    async with Host(sim, str(EXAMPLES / "dead_letters.py"), str(tmp_path / "dead.ndjson")) as host:
+        await host.line("^1 refused; they are kept in dead.ndjson$")
+        assert await host.exit_code() == 0
+    [line] = (tmp_path / "dead.ndjson").read_text(encoding="utf-8").splitlines()
+    assert '"order_id":"A-7"' in line

@@ -29,6 +29,7 @@ async def test_the_code_runs(number: int, tmp_path: Path) -> None:
             "-W",
             "error",
             str(script),
+            cwd=tmp_path,
             env={**os.environ, **sim.environment},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

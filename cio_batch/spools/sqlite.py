@@ -26,6 +26,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast, get_args
@@ -60,6 +61,7 @@ _MAX_GROUP: Final = 5_000  # operations in one transaction
 _PIECE: Final = 50  # acknowledgements in one transaction when the disk is full
 _RETRY_INTERVAL: Final = 1.0  # seconds until what could not be written is tried again
 _REBUILD_INTERVAL: Final = 60.0  # seconds from one rebuild of a damaged file to the next
+_FORK_PATIENCE: Final = 2.0  # seconds that a fork waits for a transaction to end
 _OPEN_TIMEOUT: Final = 300.0  # seconds; a file of 1 GB is checked in two, and rebuilt in about sixty
 _FAULTS: Final = (*SQLITE_FAULTS, OSError)
 
@@ -254,6 +256,23 @@ class SqliteSpool:
 
 
 _inherited: Final[list[_Writer]] = []
+_writers: Final[weakref.WeakSet[_Writer]] = weakref.WeakSet()
+_paused: Final[list[_Writer]] = []
+
+
+def _pause_writers() -> None:
+    """No fork in the midst of SQLite: the child would inherit its locks, taken, and could open no database any more."""
+    for writer in list(_writers):
+        if writer.at_work.acquire(timeout=_FORK_PATIENCE):
+            _paused.append(writer)
+
+
+def _resume_writers() -> None:
+    while _paused:
+        _paused.pop().at_work.release()
+
+
+os.register_at_fork(before=_pause_writers, after_in_parent=_resume_writers, after_in_child=_paused.clear)
 
 
 class _Writer:
@@ -288,11 +307,13 @@ class _Writer:
         self._known_bad: set[int] = set()  # damaged rows that could not be moved: each is reported as lost once
         self._picture = Written(0, None, 0, 0, 0)
         self.has_ended = False
+        self.at_work = threading.Lock()  # held while the thread is in SQLite or the disk
         # A daemon: what is written is safe, and a thread that is stuck in the disk must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="cio_batch spool", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
+        _writers.add(self)
         self._thread.start()
 
     @property
@@ -352,6 +373,10 @@ class _Writer:
         return len(numbers) + dead
 
     def _run(self) -> None:
+        with self.at_work:
+            self._work()
+
+    def _work(self) -> None:
         failure: SpoolError | None = None
         try:
             # Two names that lead to one file are one spool.
@@ -471,7 +496,7 @@ class _Writer:
             appended: list[Operation] = []
             asked: list[_Ask[Any]] = []
             try:
-                said = self._inbox.get(timeout=_RETRY_INTERVAL if self._owed else None)
+                said = self._wait()
                 while True:
                     if isinstance(said, tuple):
                         appended.append(said)
@@ -491,6 +516,13 @@ class _Writer:
             self._write(appended)
             for question in asked:
                 self._answer(question)
+
+    def _wait(self) -> _Said:
+        self.at_work.release()
+        try:
+            return self._inbox.get(timeout=_RETRY_INTERVAL if self._owed else None)
+        finally:
+            self.at_work.acquire()
 
     def _write(self, appended: list[Operation]) -> None:
         if not appended and not self._owed:

@@ -124,6 +124,10 @@ class Host:
         """Send SIGINT, as Ctrl-C does."""
         self._process.send_signal(signal.SIGINT)
 
+    def kill(self) -> None:
+        """Send SIGKILL, as a kernel out of memory does."""
+        self._process.kill()
+
     def terminate_all(self) -> None:
         """Send SIGTERM to it and its workers at once, as systemd does."""
         os.killpg(self._process.pid, signal.SIGTERM)

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -207,3 +208,53 @@ async def test_the_loop_never_waits_for_the_disk(tmp_path: Path) -> None:
             longest = max(longest, time.thread_time() - began)
         assert longest < 0.01
         await until(lambda: spool.durable == 10_000)
+
+
+async def test_a_child_that_is_forked_while_the_disk_works_can_open_a_spool_of_its_own(tmp_path: Path) -> None:
+    """SQLite's locks are the process's: forked in the midst of a transaction, a child would wait for them for ever."""
+    program = f"""
+        import asyncio, os, signal, sys, warnings
+        from cio_batch.spools import SqliteSpool
+        from cio_batch.operations import encode, event
+
+        warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
+        folder = {str(tmp_path)!r}
+
+        async def begin(name):
+            done = asyncio.Event()
+            spool = SqliteSpool(os.path.join(folder, name))
+            await spool.open(lambda written: written.appended and done.set(), print)
+            return spool, done
+
+        async def child(name):
+            spool, done = await begin(name)
+            body, key, kind, _ = encode(event("u", "seen"), now=0.0, new_id=lambda: "01ARZ3NDEKTSV4RRFFQ69G5FAV")
+            spool.append((body, key, kind, 1))
+            await done.wait()
+            await spool.close(5)
+
+        async def main():
+            spool, _ = await begin("parent.db")
+            body, key, kind, _ = encode(event("u", "seen"), now=0.0, new_id=lambda: "01ARZ3NDEKTSV4RRFFQ69G5FAV")
+            children = []
+            for fork in range(20):
+                for n in range(2_000):
+                    spool.append((body, key, kind, fork * 2_000 + n + 1))
+                await asyncio.sleep(0)
+                pid = os.fork()
+                if pid == 0:
+                    asyncio._set_running_loop(None)
+                    signal.alarm(20)
+                    asyncio.run(child(f"child-{{fork}}.db"))
+                    os._exit(0)
+                children.append(pid)
+            print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
+            assert await spool.close(20)
+
+        asyncio.run(main())
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", textwrap.dedent(program), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, output.decode()) == (0, f"{[0] * 20}\n")
