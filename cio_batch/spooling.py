@@ -117,6 +117,7 @@ class Spooling:
         self.fault: str | None = None
         self.is_open = False
         self._begun = False  # to open, and not closed since
+        self._winding_up = False
         self._next_number = 1
         self._said: deque[_Waiter] = deque()  # to the spool, in order
         self._said_bytes = 0
@@ -141,6 +142,7 @@ class Spooling:
         Raises:
             SpoolError: It cannot be opened.
         """
+        self._winding_up = False
         self._waiting.clear()  # who waited for room did so in a loop that is gone
         if self._begun:  # an opening that was cancelled
             await self._spool.close(_REOPEN_GRACE)
@@ -182,7 +184,7 @@ class Spooling:
             self._age_timer.cancel()
             self._age_timer = None
         for task in (self._reading, self._checking):
-            if task is not None:
+            if task is not None and not task.get_loop().is_closed():  # else it ended with its loop
                 task.cancel()
         self._reading = self._checking = None
         if not self._begun:
@@ -278,7 +280,8 @@ class Spooling:
                 continue
             self.accepted += 1
             self.last_number = operation[3]
-            if self.unread == 0 and self._has_memory() and self._queue.offer(operation):
+            to_queue = self.unread == 0 and not self._winding_up and self._has_memory()
+            if to_queue and self._queue.offer(operation):
                 self._last_read = operation[3]
             else:
                 self.unread += 1
@@ -321,7 +324,7 @@ class Spooling:
 
     def refill(self) -> None:
         """Read back from disk when memory has room for it."""
-        if not self.unread or self._reading is not None or not self.is_open:
+        if not self.unread or self._reading is not None or not self.is_open or self._winding_up:
             return
         if (
             self._queue.held > self._most_held * _REFILL_SHARE
@@ -382,8 +385,14 @@ class Spooling:
             self._spool.bury(list(zip(numbers, refusals, strict=True)))
         self.refill()
 
+    def wind_up(self) -> None:
+        """Bring nothing more into the queue: what is in memory, and what is written from here on, stays."""
+        self._winding_up = True
+        if self._reading is not None:
+            self._reading.cancel()
+
     def leave(self, count: int) -> None:
-        """Operations in memory stay in the spool, without a verdict."""
+        """Operations in memory stay in the spool, without a verdict; after :meth:`wind_up`, or they would be missed."""
         self.unread += count
 
     # ----------------------------------------------------------------------------------------------------- the age
