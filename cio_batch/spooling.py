@@ -118,6 +118,7 @@ class Spooling:
         self.fault: str | None = None
         self.is_open = False
         self._begun = False  # to open, and not closed since
+        self._winding_up = False
         self._next_number = 1
         self._said: deque[_Waiter] = deque()  # to the spool, in order
         self._said_bytes = 0
@@ -142,6 +143,7 @@ class Spooling:
         Raises:
             SpoolError: It cannot be opened.
         """
+        self._winding_up = False
         self._waiting.clear()  # who waited for room did so in a loop that is gone
         if self._begun:  # an opening that was cancelled
             await self._spool.close(_REOPEN_GRACE)
@@ -183,7 +185,7 @@ class Spooling:
             self._age_timer.cancel()
             self._age_timer = None
         for task in (self._reading, self._checking):
-            if task is not None:
+            if task is not None and not task.get_loop().is_closed():  # else it ended with its loop
                 task.cancel()
         self._reading = self._checking = None
         if not self._begun:
@@ -286,7 +288,7 @@ class Spooling:
         """The oldest of what was said is on disk now."""
         said, offer = self._said, self._queue.offer
         room, room_bytes = self._memory()
-        direct, nbytes, number = self.unread == 0, 0, self.last_number
+        direct, nbytes, number = self.unread == 0 and not self._winding_up, 0, self.last_number
         self.accepted += count
         for _ in range(count):
             operation, future = said.popleft()
@@ -342,7 +344,7 @@ class Spooling:
 
     def refill(self) -> None:
         """Read back from disk when memory has room for it."""
-        if not self.unread or self._reading is not None or not self.is_open:
+        if not self.unread or self._reading is not None or not self.is_open or self._winding_up:
             return
         if (
             self._queue.held > self._most_held * _REFILL_SHARE
@@ -414,8 +416,14 @@ class Spooling:
                     return
             await asyncio.sleep(_RETRY_INTERVAL)
 
+    def wind_up(self) -> None:
+        """Bring nothing more into the queue: what is in memory, and what is written from here on, stays."""
+        self._winding_up = True
+        if self._reading is not None:
+            self._reading.cancel()
+
     def leave(self, count: int) -> None:
-        """Operations in memory stay in the spool, without a verdict."""
+        """Operations in memory stay in the spool, without a verdict; after :meth:`wind_up`, or they would be missed."""
         self.unread += count
 
     # ----------------------------------------------------------------------------------------------------- the age

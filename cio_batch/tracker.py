@@ -1372,6 +1372,8 @@ class CioBatchTracker(Generic[E]):
         except TimeoutError:
             _logger.warning("the deadline of the drain passed with %d operations undelivered", self._held)
         self._stopping = True
+        if spooling is not None:
+            spooling.wind_up()
         await self._stop_engine(_GRACE / 4)
         await self._delivery.stop(_GRACE / 4)
         self._hand_over()

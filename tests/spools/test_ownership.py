@@ -27,10 +27,13 @@ async def main():
     spool = SqliteSpool(sys.argv[1])
     await spool.open(lambda written: None, lambda numbers: None)
     if sys.argv[2] == "fork":
+        told, tell = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(tell, b"x")  # what it inherited is closed by now
             while True:
                 signal.pause()
+        os.read(told, 1)
     else:
         child = 0
     print("open", child, flush=True)
