@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -58,6 +59,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.now = now
         self.owed = 0
         self.between: Callable[[], None] | None = None
+        self._created: weakref.WeakKeyDictionary[asyncio.Task[Any], int] = weakref.WeakKeyDictionary()
+        self._count = 0
         selector = _JumpingSelector()
         selector.loop = self
         super().__init__(selector)
@@ -70,6 +73,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if self.between is not None:
             self.between()
         super()._run_once()  # type: ignore[misc] - there is no public place between two steps
+
+    def create_task(self, coro: Coroutine[Any, Any, T], **options: Any) -> asyncio.Task[T]:  # type: ignore[override]
+        task = super().create_task(coro, **options)
+        self._count += 1
+        self._created[task] = self._count
+        return task
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """What ``asyncio.all_tasks`` gives, in the order in which they were made: a set has another one every time."""
+        return sorted(asyncio.all_tasks(self), key=self._created.__getitem__)
 
     async def owing(self, work: Awaitable[T]) -> T:
         """Await what a thread does; meanwhile time stands still."""

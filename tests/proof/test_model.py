@@ -214,7 +214,7 @@ class Model(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel_a_task_of_ours(self, data: st.DataObject) -> None:
         """Somebody cancels tasks of the tracker."""
-        tasks = [task for task in asyncio.all_tasks(self.loop) if task.get_name().startswith("cio_batch ")]
+        tasks = [task for task in self.loop.tasks() if task.get_name().startswith("cio_batch ")]
         if tasks:
             name = data.draw(st.sampled_from(sorted({task.get_name() for task in tasks})))
             for task in tasks:
@@ -252,7 +252,7 @@ class Model(RuleBasedStateMachine):
         self.healthy = healthy
         self.answer_open_calls()
         if politely:
-            tasks = asyncio.all_tasks(self.loop)
+            tasks = self.loop.tasks()
             for task in tasks:
                 task.cancel()
             with warnings.catch_warnings():
@@ -299,7 +299,7 @@ class Model(RuleBasedStateMachine):
 
     def bury_the_loop(self) -> None:
         self.hear_callers()
-        for task in asyncio.all_tasks(self.loop):
+        for task in self.loop.tasks():
             task._log_destroy_pending = False  # type: ignore[attr-defined] - it died with its loop
             _dead.append(task)
         _dead.append((list(self.calls), dict(self.callers)))
