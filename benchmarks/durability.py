@@ -14,27 +14,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
-import resource
 import sqlite3
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from ulid_transform import ulid_now
+import harness
 
-from cio_batch import CioBatchTracker, Settings
+from cio_batch import CioBatchTracker, ids
 from cio_batch.operations import encode_event
 from cio_batch.spools import SqliteSpool
 from cio_batch.spools.database import TABLES, checksum
-
-sys.path.insert(0, str(Path(__file__).parent))
-from throughput import DATA, PEOPLE
 
 _DELIVERED_BEHIND = 2_000  # rows; a chunk is settled about that much later
 
@@ -42,8 +33,8 @@ _DELIVERED_BEHIND = 2_000  # rows; a chunk is settled about that much later
 def bare(folder: Path, _url: str, events: int, producers: int) -> float:
     """Write, commit and delete rows, and nothing else; return the seconds."""
     bodies = [
-        encode_event(PEOPLE[n % len(PEOPLE)], "page_viewed", DATA, None, None, time.time(), ulid_now)[0]
-        for n in range(events)
+        encode_event(person, name, data, None, None, time.time(), ids.new_id)[0]
+        for person, name, data in harness.Workload(events)
     ]
     connection = sqlite3.connect(folder / "bare.db", isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
@@ -72,16 +63,17 @@ def bare(folder: Path, _url: str, events: int, producers: int) -> float:
 
 async def track(tracker: CioBatchTracker, events: int, producers: int) -> float:
     """Enqueue from many tasks and deliver; return the seconds."""
+    workload = iter(harness.Workload(events))
 
-    async def produce(first: int) -> None:
-        for n in range(first, events, producers):
-            await tracker.enqueue(PEOPLE[n % len(PEOPLE)], "page_viewed", DATA)
+    async def produce() -> None:
+        for person, name, data in workload:
+            await tracker.enqueue(person, name, data)
 
     async with tracker:
         begun = time.perf_counter()
         async with asyncio.TaskGroup() as tasks:
-            for first in range(producers):
-                tasks.create_task(produce(first))
+            for _ in range(producers):
+                tasks.create_task(produce())
         report = await tracker.flush()
         took = time.perf_counter() - begun
         assert report.left == report.failed == report.rejected == 0
@@ -91,15 +83,13 @@ async def track(tracker: CioBatchTracker, events: int, producers: int) -> float:
 
 def spool(folder: Path, url: str, events: int, producers: int) -> float:
     """A tracker on a spool."""
-    settings = Settings(site_id="site", track_api_key="key", track_url=url)
-    return asyncio.run(track(CioBatchTracker(settings, spool=SqliteSpool(folder / "spool.db")), events, producers))
+    tracker = harness.tracker(url, spool=SqliteSpool(folder / "spool.db"))
+    return asyncio.run(track(tracker, events, producers))
 
 
 def memory(_folder: Path, url: str, events: int, producers: int) -> float:
     """The same in memory."""
-    return asyncio.run(
-        track(CioBatchTracker(Settings(site_id="site", track_api_key="key", track_url=url)), events, producers)
-    )
+    return asyncio.run(track(harness.tracker(url), events, producers))
 
 
 RUNNERS = {"bare": bare, "spool": spool, "memory": memory}
@@ -118,54 +108,41 @@ def main() -> None:
     if options.child:
         name, url = options.child
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            used = resource.getrusage(resource.RUSAGE_SELF)
+            used = harness.cpu_seconds()
             took = RUNNERS[name](Path(folder), url, options.events, options.producers)
-            after = resource.getrusage(resource.RUSAGE_SELF)
-        cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
-        print(json.dumps({"events_per_second": options.events / took, "cpu_us_per_event": cpu / options.events * 1e6}))
+            used = harness.cpu_seconds() - used
+        print(json.dumps({"events_per_second": options.events / took, "cpu_us_per_event": used / options.events * 1e6}))
         return
-    sink = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("sink.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert sink.stdout is not None
-    url = f"http://127.0.0.1:{sink.stdout.readline().strip()}"
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in RUNNERS}
-    for _ in range(options.rounds):
-        for name, measured in runs.items():
-            command = [sys.executable, __file__, "--events", str(options.events), "--producers", str(options.producers)]
-            command += ["--folder", str(options.folder)] if options.folder else []
-            finished = subprocess.run([*command, "--child", name, url], check=True, capture_output=True, text=True)
-            measured.append(json.loads(finished.stdout))
-    sink.communicate()
+    flags = ["--events", options.events, "--producers", options.producers]
+    flags += ["--folder", options.folder] if options.folder else []
+    with harness.Sink() as sink:
+        for _ in range(options.rounds):
+            for name, measured in runs.items():
+                measured.append(harness.in_child(__file__, *flags, "--child", name, sink.url))
     medians = {
         name: {key: statistics.median(run[key] for run in measured) for key in measured[0]}
         for name, measured in runs.items()
     }
     rates = {name: row["events_per_second"] for name, row in medians.items()}
-    result: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"SQLite {sqlite3.sqlite_version}",
-        "events": options.events,
-        "producers": options.producers,
-        "rounds": options.rounds,
-        "medians": medians,
-        "spool_of_bare": rates["spool"] / rates["bare"],
-        "spool_of_memory": rates["spool"] / rates["memory"],
-    }
-    print(result["machine"])
-    print(f"{'':8}{'events/s':>12}{'CPU us/event':>14}{'least':>12}{'most':>12}")
+    ratios = {"of_bare": rates["spool"] / rates["bare"], "of_memory": rates["spool"] / rates["memory"]}
+    rows: list[list[object]] = []
     for name, row in medians.items():
         each = [run["events_per_second"] for run in runs[name]]
-        print(
-            f"{name:8}{row['events_per_second']:12,.0f}{row['cpu_us_per_event']:14.2f}{min(each):12,.0f}{max(each):12,.0f}"
+        rows.append(
+            [
+                name,
+                f"{row['events_per_second']:,.0f}",
+                row["cpu_us_per_event"],
+                f"{min(each):,.0f}",
+                f"{max(each):,.0f}",
+            ]
         )
-    print(f"the spool reaches {result['spool_of_bare']:.2f} of bare SQLite (at least 0.70 is the aim)")
-    print(f"              and {result['spool_of_memory']:.2f} of the tracker in memory (at least 0.10, better 0.20)")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2))
+    print(f"{harness.machine()}, SQLite {sqlite3.sqlite_version}")
+    harness.show(["", "events/s", "CPU us/event", "least", "most"], rows)
+    print(f"the spool reaches {ratios['of_bare']:.2f} of bare SQLite (at least 0.70 is the aim)")
+    print(f"              and {ratios['of_memory']:.2f} of the tracker in memory (at least 0.10, better 0.20)")
+    harness.write(options.json, {"medians": medians, "ratios": ratios, "runs": runs})
 
 
 if __name__ == "__main__":

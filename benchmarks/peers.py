@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from throughput import DATA
+from harness import Workload
 
+DATA = next(iter(Workload(1)))[2]
 RUNNERS = Path(__file__).with_name("runners")
 LATE = 0.1
 TIMEOUT = 300

@@ -84,6 +84,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """What ``asyncio.all_tasks`` gives, in the order in which they were made: a set has another one every time."""
         return sorted(asyncio.all_tasks(self), key=self._created.__getitem__)
 
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        future = super().run_in_executor(executor, func, *args)
+        self.owed += 1
+        future.add_done_callback(lambda _: setattr(self, "owed", self.owed - 1))
+        return future
+
+    async def shutdown_default_executor(self, *timeout: float | None) -> None:
+        await self.owing(super().shutdown_default_executor(*timeout))
+
     async def owing(self, work: Awaitable[T]) -> T:
         """Await what a thread does; meanwhile time stands still."""
         self.owed += 1
