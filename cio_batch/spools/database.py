@@ -16,6 +16,7 @@ Must not know: threads, asyncio.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 import zlib
@@ -46,12 +47,7 @@ TABLES: Final[Mapping[str, str]] = {
     "body BLOB NOT NULL",
     "quarantine": "number INTEGER, found_at REAL NOT NULL, reason TEXT NOT NULL, body BLOB",
 }
-# How many rows one statement inserts, the largest first; few sizes, so that SQLite keeps them all prepared.
-_ROWS: Final = (256, 64, 16, 4, 1)
-_INSERTS: Final = {
-    rows: f"INSERT INTO operations (number, accepted_at, checksum, body) VALUES {','.join(['(?,?,?,?)'] * rows)}"
-    for rows in _ROWS
-}
+_MOST_ROWS: Final = 128  # that one statement inserts; SQLite keeps one prepared for each number of rows that occurred
 # One row comes back, whatever was read: see Rule 3.
 _PAGE: Final = f"""
 SELECT json_group_array(json_array(number, checksum, length(body))), CAST(group_concat(CAST(body AS TEXT), '') AS BLOB)
@@ -81,6 +77,11 @@ _BUSY_TIMEOUT: Final = 5.0  # seconds that another process may hold the write lo
 def checksum(number: int, body: bytes) -> int:
     """The checksum of a row."""
     return zlib.crc32(body, number & 0xFFFFFFFF)
+
+
+@functools.cache
+def _insert(rows: int) -> str:
+    return f"INSERT INTO operations (number, accepted_at, checksum, body) VALUES {','.join(['(?,?,?,?)'] * rows)}"
 
 
 def is_corrupt(error: BaseException) -> bool:
@@ -311,14 +312,12 @@ class Database:
         """
         dead = self.dead_letters
         with self._transaction():
-            start = 0
-            for rows in _ROWS:
-                while len(appended) - start >= rows:
-                    values: list[Any] = []
-                    for body, _, _, number in appended[start : start + rows]:
-                        values += (number, now, zlib.crc32(body, number & 0xFFFFFFFF), body)
-                    self._connection.execute(_INSERTS[rows], values)
-                    start += rows
+            for start in range(0, len(appended), _MOST_ROWS):
+                rows = appended[start : start + _MOST_ROWS]
+                values: list[Any] = []
+                for body, _, _, number in rows:
+                    values += (number, now, zlib.crc32(body, number & 0xFFFFFFFF), body)
+                self._connection.execute(_insert(len(rows)), values)
             if refused:
                 dead += self._bury(refused)
             self._delete(acknowledged)
@@ -537,7 +536,12 @@ class Database:
 
 def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        name, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64, uri=uri
+        name,
+        timeout=_BUSY_TIMEOUT,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=_MOST_ROWS + 32,
+        uri=uri,
     )
     connection.text_factory = _text
     return connection
