@@ -14,11 +14,13 @@ Must not know: events, the clock, asyncio, aiohttp.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
 from cio_batch.values import Anything, Choice, DictOf, Field, Leaf, ListOf, Nullable, RecordOf, ValueType
+
+_FLAT: Final = 16
 
 
 def compile_test(called: str, fields: Iterable[Field]) -> Callable[[Any], bool]:
@@ -58,6 +60,11 @@ def compile_write(called: str, fields: Iterable[Field]) -> Callable[[Any], dict[
     return source.compile(called, "wire_data", ["def wire_data(self):", *lines, "    return data"])
 
 
+def _is_flat(record: RecordOf) -> bool:
+    """Whether its fields are few, simple and never left out: then they are written in place, without a call."""
+    return 0 < len(record.fields) <= _FLAT and all(isinstance(field.type, (Leaf, Choice)) for field in record.fields)
+
+
 @attrs.define
 class _Source:
     """Pieces of source, and the names that stand in them."""
@@ -94,6 +101,11 @@ class _Source:
             case DictOf():
                 pairs = self.doubt_of_any(kind.item, f"{value}.items()", "key, one", "type(key) is not str")
                 return f"type({value}) is not dict or {pairs}"
+            case RecordOf() if _is_flat(kind):
+                tests = [self.doubt(field.type, f"{value}.{field.attribute}") for field in kind.fields]
+                return " or ".join(
+                    [f"type({value}) is not {self.name('type', kind.cls)}", *(f"({test})" for test in tests)]
+                )
             case RecordOf() if kind.fits is not None:
                 fits = f"{self.name('fits', kind.fits)}({value})"
                 return f"type({value}) is not {self.name('type', kind.cls)} or not {fits}"
@@ -127,6 +139,11 @@ class _Source:
                 return f"{{{key}: {self.written(kind.item, one, depth + 1)} for {key}, {one} in {value}.items()}}"
             case Nullable():
                 return f"(None if {value} is None else {self.written(kind.item, value, depth)})"
+            case RecordOf() if _is_flat(kind):
+                pairs = (
+                    f"{field.wire!r}: {self.written(field.type, f'{value}.{field.attribute}')}" for field in kind.fields
+                )
+                return f"{{{', '.join(pairs)}}}"
             case RecordOf() if kind.written is not None:
                 return f"{self.name('write', kind.written)}({value})"
             case _:

@@ -372,6 +372,7 @@ class Spooling:
             page = await self._spool.read(self._last_read, min(_PAGE_OPERATIONS, room), min(_PAGE_BYTES, room_bytes))
             if page.lost:
                 self.unread -= page.lost
+                self.quarantined += page.lost
                 self._losses.damaged(page.lost)
             if not page.operations and not page.lost:
                 gone, self.unread = self.unread, 0

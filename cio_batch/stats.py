@@ -69,6 +69,7 @@ class Stats:
         recovered: Operations that the spool held from an earlier run; part of ``accepted``.
         spool_bytes: What the spool takes on disk, dead letters included.
         spool_fault: Why the spool cannot be written at the moment, or ``None``.
+        quarantined: Rows that the spool has set aside, because they are no operation any more.
         dead_letters: Dead letters made since the tracker began.
     """
 
@@ -90,6 +91,7 @@ class Stats:
     recovered: int = 0
     spool_bytes: int = 0
     spool_fault: str | None = None
+    quarantined: int = 0
     dead_letters: int = 0
 
 

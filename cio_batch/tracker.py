@@ -878,6 +878,7 @@ class CioBatchTracker(Generic[E]):
             recovered=0 if spooling is None else spooling.recovered,
             spool_bytes=0 if spooling is None else spooling.used_bytes,
             spool_fault=None if spooling is None else spooling.fault,
+            quarantined=0 if spooling is None else spooling.quarantined,
             dead_letters=self._counters.dead_letters,
         )
 

@@ -229,6 +229,22 @@ async def test_close_covers_what_was_recovered(path: Path, sim: Simulator) -> No
     assert rows(path) == []
 
 
+async def test_a_damaged_row_is_counted_and_the_others_are_sent(path: Path, sim: Simulator) -> None:
+    """It is set aside, fails in the counts, and neither the start nor ``flush`` waits for it."""
+    async with CioBatchTracker(spool=SqliteSpool(path), transport=Told(), flush_interval=600.0) as first:
+        await asyncio.gather(*(first.enqueue("u", "seen", {"n": n}) for n in range(20)))
+        await first.close(timeout=0)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE operations SET body = replace(body, 'seen', 'sEEn') WHERE number = 8")
+    connection.close()
+    async with CioBatchTracker(settings_for(sim), spool=SqliteSpool(path)) as tracker:
+        assert await tracker.flush(timeout=10) == Report(delivered=19, failed=1)
+        stats = assert_conserved(tracker)
+        assert (stats.accepted, stats.failed, stats.quarantined) == (20, 1, 1)
+    assert sent_numbers(sim, "id", "u") == [n for n in range(20) if n != 7]
+    assert rows(path) == []
+
+
 async def test_an_old_row_is_not_confused_with_a_new_one(path: Path) -> None:
     """Numbers go on where they were: what is acknowledged now is never an operation of an earlier run."""
     answers = [deliver, lambda _: Judgement(0, next=Next.RETRY, reason="down")]

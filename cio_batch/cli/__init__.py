@@ -50,12 +50,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import attrs
 
 from cio_batch._version import __version__
 
 if TYPE_CHECKING:
     from cio_batch.cli.letters import Wanted
+
+T = TypeVar("T")
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _AGE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)([smhdw])")
@@ -114,118 +118,43 @@ def _run(argv: Sequence[str] | None) -> int:
         case "demo":
             from cio_batch.cli import demo
 
-            return asyncio.run(
-                demo.run(
-                    demo.Options(
-                        events=arguments.events,
-                        people=arguments.people,
-                        seed=arguments.seed,
-                        fault_rate=arguments.fault_rate,
-                        as_json=arguments.as_json,
-                        verbose=arguments.verbose,
-                    )
-                )
-            )
+            return asyncio.run(demo.run(_options(demo.Options, arguments)))
         case "send":
             from cio_batch.cli import send
 
-            return send.run(
-                send.Options(
-                    file=arguments.file,
-                    check=arguments.check,
-                    simulate=arguments.simulate,
-                    fault_rate=arguments.faults,
-                    seed=arguments.seed,
-                    batch_size=arguments.batch_size,
-                    concurrency=arguments.concurrency,
-                    dotenv=arguments.dotenv,
-                    as_json=arguments.as_json,
-                    verbose=arguments.verbose,
-                )
-            )
+            return send.run(_options(send.Options, arguments))
         case "dead-letters":
             from cio_batch.cli import dead_letters
 
-            return dead_letters.run(
-                dead_letters.Options(
-                    action=arguments.action,
-                    path=arguments.path,
-                    wanted=_wanted(arguments),
-                    which=getattr(arguments, "which", ""),
-                    limit=getattr(arguments, "limit", 0),
-                    out=getattr(arguments, "out", None),
-                    as_json=getattr(arguments, "as_json", False),
-                )
-            )
+            return dead_letters.run(_options(dead_letters.Options, arguments, wanted=_wanted(arguments)))
         case "replay":
             from cio_batch.cli import replay
 
-            return replay.run(
-                replay.Options(
-                    path=arguments.path,
-                    wanted=_wanted(arguments),
-                    dry_run=arguments.dry_run,
-                    batch_size=arguments.batch_size,
-                    concurrency=arguments.concurrency,
-                    dotenv=arguments.dotenv,
-                    as_json=arguments.as_json,
-                )
-            )
+            return replay.run(_options(replay.Options, arguments, wanted=_wanted(arguments)))
         case "purge":
             from cio_batch.cli import purge
 
-            return purge.run(
-                purge.Options(
-                    path=arguments.path,
-                    person=arguments.person,
-                    email=arguments.email,
-                    phone=arguments.phone,
-                    cio_id=arguments.cio_id,
-                    as_json=arguments.as_json,
-                )
-            )
+            return purge.run(_options(purge.Options, arguments))
         case "tune":
             from cio_batch.cli import tune
 
-            return tune.run(
-                tune.Options(
-                    url=arguments.url,
-                    send_real_events=arguments.send_real_events,
-                    dotenv=arguments.dotenv,
-                    batch_sizes=arguments.batch_sizes,
-                    concurrencies=arguments.concurrencies,
-                    flush_intervals=arguments.flush_intervals,
-                    event_rate=arguments.event_rate,
-                    max_age=arguments.max_age,
-                    event_bytes=arguments.event_bytes,
-                    people=arguments.people,
-                    latency=LATENCY if arguments.latency is None else arguments.latency,
-                    rate_limit=arguments.rate_limit,
-                    duration=arguments.duration,
-                    events=arguments.events,
-                    chart=arguments.chart,
-                    as_json=arguments.as_json,
-                )
-            )
+            latency = LATENCY if arguments.latency is None else arguments.latency
+            return tune.run(_options(tune.Options, arguments, latency=latency))
         case _:
             from cio_batch.cli import simulate
 
-            return asyncio.run(
-                simulate.run(
-                    simulate.Options(
-                        host=arguments.host,
-                        port=arguments.port,
-                        latency=arguments.latency,
-                        fault_rate=arguments.faults,
-                        seed=arguments.seed,
-                    )
-                )
-            )
+            return asyncio.run(simulate.run(_options(simulate.Options, arguments)))
+
+
+def _options(kind: type[T], arguments: argparse.Namespace, **others: object) -> T:
+    """The options of a command: the arguments of the same names."""
+    names = {field.name for field in attrs.fields(cast("Any", kind))}
+    return kind(**{name: value for name, value in vars(arguments).items() if name in names} | others)
 
 
 def _check_combination(arguments: argparse.Namespace) -> None:
     parser: argparse.ArgumentParser = arguments.parser
-    if not arguments.simulate and arguments.faults:
+    if not arguments.simulate and arguments.fault_rate:
         parser.error("--faults needs --simulate: Customer.io has faults of its own")
     if arguments.simulate and arguments.dotenv:
         parser.error("--simulate needs no credentials, so --dotenv means nothing with it")
@@ -287,7 +216,12 @@ def _parser() -> argparse.ArgumentParser:
     send.add_argument("--check", action="store_true", help="check every line, and send nothing")
     send.add_argument("--simulate", action="store_true", help="send to a simulator of its own, and verify the arrival")
     send.add_argument(
-        "--faults", type=_share, default=0.0, metavar="R", help="faults per call, from 0 to 1 (with --simulate)"
+        "--faults",
+        dest="fault_rate",
+        type=_share,
+        default=0.0,
+        metavar="R",
+        help="faults per call, from 0 to 1 (with --simulate)",
     )
     send.add_argument("--batch-size", type=_count, metavar="N", help="operations in a call at most")
     send.add_argument("--concurrency", type=_count, default=10, metavar="N", help="calls at a time (%(default)s)")
@@ -305,7 +239,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulate.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
     simulate.add_argument("--latency", type=_seconds, default=0.0, metavar="S", help="seconds that an answer takes")
-    simulate.add_argument("--faults", type=_share, default=0.0, metavar="R", help="faults per call, from 0 to 1 (none)")
+    simulate.add_argument(
+        "--faults",
+        dest="fault_rate",
+        type=_share,
+        default=0.0,
+        metavar="R",
+        help="faults per call, from 0 to 1 (none)",
+    )
     _add_seed(simulate)
 
     _add_dead_letters(commands)
