@@ -18,7 +18,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
@@ -142,6 +142,15 @@ class OperationQueue(asyncio.Queue[Operation]):
         if not self._has_room(size):
             return False
         self._enter(operation, size)
+        return True
+
+    def extend(self, operations: Sequence[Operation], nbytes: int) -> bool:
+        """Accept operations of so many bytes if that needs no further look at any of them; say whether it did."""
+        accepted, accepted_bytes = self.accepted + len(operations), self.accepted_bytes + nbytes
+        if accepted > self._watch_operations or accepted_bytes >= self._watch_bytes:
+            return False
+        self._queue.extend(operations)
+        self.accepted, self.accepted_bytes = accepted, accepted_bytes
         return True
 
     def count_dropped(self) -> None:

@@ -123,6 +123,7 @@ class Spooling:
         self._said: deque[_Waiter] = deque()  # to the spool, in order
         self._said_bytes = 0
         self._freed_bytes = 0  # settled, and not in what the spool said last
+        self._room_bytes = 0  # that may still be said until then
         self._waiting: deque[_Waiter] = deque()  # for room
         self._last_read: int = 0
         self._reading: asyncio.Task[None] | None = None
@@ -148,6 +149,7 @@ class Spooling:
         if self._begun:  # an opening that was cancelled
             await self._spool.close(_REOPEN_GRACE)
         self._begun = True
+        self._loop = asyncio.get_running_loop()
         try:
             contents = await self._spool.open(self._receive, self._purged)
         except SpoolError:
@@ -158,6 +160,7 @@ class Spooling:
 
     def _take_stock(self, contents: Contents, outstanding: int) -> None:
         self.used_bytes, self._freed_bytes = contents.used_bytes, 0
+        self._measure()
         self.dead_letters, self.quarantined = contents.dead_letters, contents.quarantined
         self.fault = None
         self.unread = contents.operations
@@ -213,16 +216,21 @@ class Spooling:
         return not self._waiting and self._fits(size)
 
     def _fits(self, size: int) -> bool:
-        used = self.used_bytes + self._said_bytes + len(self._said) * _ROW_BYTES - self._freed_bytes
-        return (
-            used + size <= self._spool.max_bytes
-            and len(self._said) < self._most_said
-            and self._said_bytes + size <= self._most_said_bytes
-        )
+        return size <= self._room_bytes and len(self._said) < self._most_said
 
-    def append(self, operation: Operation) -> asyncio.Future[None]:
-        """Say an operation to the spool; the future is done once it is written, or holds why it was not."""
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def _measure(self) -> None:
+        used = self.used_bytes + self._said_bytes + len(self._said) * _ROW_BYTES - self._freed_bytes
+        self._room_bytes = min(self._spool.max_bytes - used, self._most_said_bytes - self._said_bytes)
+
+    def append(self, operation: Operation) -> asyncio.Future[None] | None:
+        """Say an operation to the spool, if there is room; runs in the spool's loop.
+
+        Returns:
+            A future that is done once the operation is written, or holds why it was not; ``None`` if it was not said.
+        """
+        if self._waiting or len(operation[0]) > self._room_bytes or len(self._said) >= self._most_said:
+            return None
+        written: asyncio.Future[None] = self._loop.create_future()
         self._say(operation, written)
         return written
 
@@ -255,7 +263,9 @@ class Spooling:
         numbered = (body, key, kind, self._next_number)
         self._next_number += 1
         self._said.append((numbered, written))
-        self._said_bytes += len(body)
+        size = len(body)
+        self._said_bytes += size
+        self._room_bytes -= size + _ROW_BYTES
         self._spool.append(numbered)
 
     def _let_in(self) -> None:
@@ -279,6 +289,7 @@ class Spooling:
                 operation, future = self._said.popleft()
                 self._said_bytes -= len(operation[0])
                 _fail(future, written.error)
+        self._measure()
         self._warn_of_size()
         self._let_in()
         self.refill()
@@ -286,27 +297,34 @@ class Spooling:
 
     def _accept(self, count: int) -> None:
         """The oldest of what was said is on disk now."""
-        said, offer = self._said, self._queue.offer
-        room, room_bytes = self._memory()
-        direct, nbytes, number = self.unread == 0 and not self._winding_up, 0, self.last_number
+        if not count:
+            return
+        written = [self._said.popleft() for _ in range(count)]
+        operations = [operation for operation, _ in written]
+        nbytes = sum([len(operation[0]) for operation in operations])
         self.accepted += count
-        for _ in range(count):
-            operation, future = said.popleft()
-            size = len(operation[0])
-            number = operation[3]
-            nbytes += size
-            # Everything that could see the counts disagree runs later; see Rule 1.
-            if direct and room > 0 and room_bytes > 0 and offer(operation):
+        self._said_bytes -= nbytes
+        self.last_number = operations[-1][3]
+        self._bring_in(operations, nbytes)
+        for _, future in written:
+            if not future.done():
+                future.set_result(None)
+
+    def _bring_in(self, operations: list[Operation], nbytes: int) -> None:
+        """What was written just now enters the queue, or stays on disk only; see Rule 2."""
+        direct = self.unread == 0 and not self._winding_up
+        room, room_bytes = self._memory()
+        if direct and len(operations) <= room and nbytes <= room_bytes and self._queue.extend(operations, nbytes):
+            self._last_read = self.last_number
+            return
+        for operation in operations:
+            if direct and room > 0 and room_bytes > 0 and self._queue.offer(operation):
                 room -= 1
-                room_bytes -= size
-                self._last_read = number
+                room_bytes -= len(operation[0])
+                self._last_read = operation[3]
             else:
                 direct = False
                 self.unread += 1
-            if not future.done():
-                future.set_result(None)
-        self._said_bytes -= nbytes
-        self.last_number = number
 
     def _warn_of_size(self) -> None:
         share = self.used_bytes / self._spool.max_bytes
@@ -397,6 +415,7 @@ class Spooling:
         """
         numbers = [operation[3] for operation in operations]
         self._freed_bytes += sum([len(operation[0]) for operation in operations])
+        self._measure()
         if not self.is_open:  # its time was over; they are sent again after the next start
             return
         if refusals is None:

@@ -31,7 +31,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, overload
@@ -459,19 +459,22 @@ class CioBatchTracker(Generic[E]):
         elif queue.batch_ready:
             await self._yield()
 
-    async def _enqueue_guarded(
+    def _enqueue_guarded(
         self, user_id: PersonId, name: Any, data: Any, timestamp: float | dt.datetime | None, id: str | None
-    ) -> None:
+    ) -> Awaitable[None]:
         if self._before_enqueue is not None or self._validator is not None:
-            await self.submit(ops.event(user_id, name, data, timestamp=timestamp, id=id))
-            return
+            return self.submit(ops.event(user_id, name, data, timestamp=timestamp, id=id))
         # With a spool, or a wire that cannot say everything: the short way to the bytes.
         if data is None and isinstance(name, CioEvent):
             name, data = name.event_name, name.wire_data() or None
         operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id)
         if self._check is not None:
             self._check(operation)
-        await self._admit(operation)
+        if self._spooling is not None and get_ident() == self._open_thread and self._is_running():
+            written = self._spooling.append(operation)
+            if written is not None:
+                return written
+        return self._admit(operation)
 
     @overload
     def enqueue_nowait(
@@ -924,11 +927,13 @@ class CioBatchTracker(Generic[E]):
         """Say an operation to the spool, and wait until it is written."""
         if self._open_loop is not asyncio.get_running_loop():
             await self._open_spool(spooling)
-        if spooling.has_room(len(operation[0])):
-            await spooling.append(operation)
-        elif self._overflow != "block":
-            if self._make_room_on_disk(spooling, operation):
-                await spooling.append(operation)
+        said = spooling.append(operation)
+        if said is None and self._overflow != "block":
+            if not self._make_room_on_disk(spooling, operation):
+                return
+            said = spooling.append(operation)
+        if said is not None:
+            await said
         else:
             written = spooling.wait_for_room(operation)
             self._push()
@@ -1084,14 +1089,13 @@ class CioBatchTracker(Generic[E]):
         self, spooling: Spooling, operation: Operation, future: concurrent.futures.Future[None]
     ) -> None:
         timer = None
-        if spooling.has_room(len(operation[0])):
-            written = spooling.append(operation)
-        elif self._overflow != "block":
+        written = spooling.append(operation)
+        if written is None and self._overflow != "block":
             if not self._make_room_on_disk(spooling, operation):
                 future.set_result(None)
                 return
             written = spooling.append(operation)
-        else:
+        if written is None:
             written = spooling.wait_for_room(operation)
             self._push()
             if self._enqueue_timeout is not None and self._loop is not None:

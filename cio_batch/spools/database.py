@@ -310,19 +310,24 @@ class Database:
             refused: Numbers of operations that were refused or given up, and why.
             now: When, in unix seconds.
         """
+        if not acknowledged and not refused and 0 < len(appended) <= _MOST_ROWS:
+            self._append(appended, now)  # a statement is a transaction; see Rule 3
+            return
         dead = self.dead_letters
         with self._transaction():
             for start in range(0, len(appended), _MOST_ROWS):
-                rows = appended[start : start + _MOST_ROWS]
-                values: list[Any] = []
-                for body, _, _, number in rows:
-                    values += (number, now, zlib.crc32(body, number & 0xFFFFFFFF), body)
-                self._connection.execute(_insert(len(rows)), values)
+                self._append(appended[start : start + _MOST_ROWS], now)
             if refused:
                 dead += self._bury(refused)
             self._delete(acknowledged)
             self._delete([number for number, _ in refused])
         self.dead_letters = dead
+
+    def _append(self, operations: Sequence[Operation], now: float) -> None:
+        values: list[Any] = []
+        for body, _, _, number in operations:
+            values += (number, now, zlib.crc32(body, number & 0xFFFFFFFF), body)
+        self._connection.executemany(_insert(len(operations)), [values])
 
     def _delete(self, numbers: Sequence[int]) -> None:
         if not numbers:

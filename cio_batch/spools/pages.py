@@ -28,7 +28,7 @@ from typing import BinaryIO, Final, Self, TypeAlias
 
 import attrs
 
-PAGE_SIZE: Final = 4096
+PAGE_SIZE: Final = 8192
 _LOG_HEADER, _FRAME_HEADER = 32, 24
 _FRAME: Final = _FRAME_HEADER + PAGE_SIZE
 _LEAF, _INTERIOR = 0x0D, 0x05

@@ -27,6 +27,7 @@ import queue
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast, get_args
@@ -58,7 +59,7 @@ T = TypeVar("T")
 Purged: TypeAlias = Callable[[Sequence[int]], None]
 
 _MAX_GROUP: Final = 5_000  # operations in one transaction
-_GATHERED: Final = 64  # operations that are not kept for the end of the turn: the thread works on them meanwhile
+_MAX_MESSAGE: Final = 1_000  # operations that are taken into one together
 _PIECE: Final = 50  # acknowledgements in one transaction when the disk is full
 _BUSY: Final = 16  # operations in one transaction, from which on the file is looked for less often
 _LOOK_INTERVAL: Final = 0.02  # seconds between two such looks
@@ -187,7 +188,10 @@ class SqliteSpool:
 
     def append(self, operation: Operation) -> None:
         """Write an operation; see :class:`~cio_batch.spools.Spool`."""
-        self._running().gather(operation)
+        writer = self._writer or self._running()
+        writer.gathered.append(operation)
+        if not writer.hears:
+            writer.hear_soon()
 
     def acknowledge(self, numbers: Sequence[int]) -> None:
         """Remove operations; see :class:`~cio_batch.spools.Spool`."""
@@ -297,8 +301,10 @@ class _Writer:
         self._receive = receive
         self._purged = purged
         self._inbox: queue.SimpleQueue[_Said] = queue.SimpleQueue()
-        self._gathered: list[Operation] = []  # in this turn of the loop
-        self._looked_at_files = -math.inf
+        self._reports: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self.gathered: list[Operation] = []  # to be appended: what came in this turn of the loop
+        self.hears = False  # at the end of this turn
+        self._looked_at_files = self._looked_at_size = -math.inf
         self._owed: list[_Acknowledge | _Bury] = []
         self._stops: list[_Stop] = []
         self._ownership: Ownership | None = None
@@ -326,27 +332,25 @@ class _Writer:
         """Whether the loop that it reports to was closed without closing the spool."""
         return self._loop.is_closed()
 
-    def gather(self, operation: Operation) -> None:
-        """Tell the thread to write an operation, together with those that come in the same turn of the loop.
+    def hear_soon(self) -> None:
+        """At the end of this turn, tell the thread what was gathered, and hear what it reports.
 
-        Each message to a thread that waits wakes it, and it would stand in the loop's way to get the GIL.
+        A message wakes a thread that waits, and it would stand in the loop's way to get the GIL. And for the thread, to
+        wake the loop is a system call, after which it would wait for the GIL as long as the turn takes.
         """
-        self._gathered.append(operation)
-        count = len(self._gathered)
-        if count == 1:
-            self._loop.call_soon(self._hand_over)
-        elif count >= _GATHERED:
-            self._hand_over()
-
-    def _hand_over(self) -> None:
-        if self._gathered:
-            gathered, self._gathered = self._gathered, []
-            self._put(gathered)
+        self.hears = True
+        self._loop.call_soon(self._hear)
 
     def say(self, said: _Said) -> None:
         """Tell the thread something; what is said after its end is refused."""
         self._hand_over()  # what was said before comes before
         self._put(said)
+
+    def _hand_over(self) -> None:
+        if self.gathered:
+            gathered, self.gathered = self.gathered, []
+            for start in range(0, len(gathered), _MAX_MESSAGE):
+                self._put(gathered[start : start + _MAX_MESSAGE])
 
     def _put(self, said: _Said) -> None:
         self._inbox.put(said)
@@ -363,6 +367,17 @@ class _Writer:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.say(_Ask(do, answer))
         return await answer
+
+    def _hear(self) -> None:
+        self.hears = False  # first, so that one of the two sees what the other did
+        self._hand_over()
+        try:
+            while self._reports:
+                call, arguments = self._reports.popleft()
+                call(*arguments)
+        finally:
+            if self._reports:
+                self.hear_soon()
 
     # ------------------------------------------------------------------------------------------ inside the thread
 
@@ -575,16 +590,22 @@ class _Writer:
                 self._fault = None
                 if self._database is not None:
                     self._database.wait_for_others(True)
-        if self._database is not None:
-            with contextlib.suppress(*_FAULTS):
-                self._picture = attrs.evolve(
-                    self._picture,
-                    used_bytes=self._database.used_bytes(),
-                    dead_letters=self._database.dead_letters,
-                    quarantined=self._database.quarantined,
-                )
+        self._look_at_size(appended, busy=error is None and len(appended) >= _BUSY)
         written = attrs.evolve(self._picture, appended=len(appended), error=error, fault=self._fault)
         self._post(self._loop, self._receive, written)
+
+    def _look_at_size(self, appended: list[Operation], *, busy: bool) -> None:
+        if self._database is None:
+            return
+        now = time.monotonic()
+        used = self._picture.used_bytes
+        if not busy or now - self._looked_at_size >= _LOOK_INTERVAL:
+            self._looked_at_size = now
+            with contextlib.suppress(*_FAULTS):
+                used = self._database.used_bytes()
+        else:  # at most; what was deleted counts at the next look
+            used += sum([len(operation[0]) for operation in appended])
+        self._picture = Written(0, None, used, self._database.dead_letters, self._database.quarantined)
 
     def _commit(self, appended: list[Operation]) -> None:
         """Write everything in one transaction."""
@@ -657,7 +678,12 @@ class _Writer:
 
     def _post(self, loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: whoever waited there is gone
-            loop.call_soon_threadsafe(call, *arguments)
+            if loop is not self._loop:
+                loop.call_soon_threadsafe(call, *arguments)
+                return
+            self._reports.append((call, arguments))
+            if not self.hears:
+                loop.call_soon_threadsafe(self._hear)
 
     def _name_fault(self, error: BaseException) -> None:
         fault = str(error) if isinstance(error, SpoolError) else describe(error)

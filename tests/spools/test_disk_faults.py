@@ -372,7 +372,7 @@ async def test_what_is_said_after_the_end_is_refused(tmp_path: Path) -> None:
     async with opened(tmp_path / "events.db") as spool:
         writer = spool.spool._running()
         assert await spool.spool.close(5)
-        writer.gather(event(1))
+        writer.say([event(1)])
         await until(lambda: spool.refused == 1)
         with pytest.raises(SpoolError, match="is closed"):
             await writer.ask(lambda database: database.count())

@@ -247,7 +247,7 @@ async def numbers_of(path: Path) -> list[int]:
 def large(path: Path, *, delete: int = 0) -> Path:
     """A spool whose tree has interior pages, or the pages of one after a deletion."""
     database = Database(path)
-    database.write([event(number, size=2_500) for number in range(1, 2_001)], (), (), 1.0)
+    database.write([event(number, size=6_000) for number in range(1, 2_001)], (), (), 1.0)
     database.write((), range(1, delete + 1), (), 1.0)
     database.close()
     return path

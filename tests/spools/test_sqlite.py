@@ -61,7 +61,7 @@ async def test_what_is_said_together_is_written_together(tmp_path: Path) -> None
         assert spool.refused == 0
         assert spool.durable == 20_000
         assert len(spool.reports) <= 100
-        assert max(report.appended for report in spool.reports) < 5_000 + 64
+        assert max(report.appended for report in spool.reports) < 5_000 + 1_000
         assert await asyncio.to_thread(rows_in, tmp_path / "events.db") == 20_000
 
 
