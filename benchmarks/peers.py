@@ -1,6 +1,6 @@
 """How many events per second, compared with the clients that there are?
 
-    python benchmarks/peers.py [--only NAME,...] [--latency S,...] [--rounds N] [--json FILE]
+    python benchmarks/peers.py [--only NAME,...] [--latency S,...] [--rounds N] [--json FILE] [--chart FILE]
 
 Every peer is installed into an environment of its own (two of them share the import name ``customerio``) and run as its
 documentation says, at its default settings, by a small script in ``runners/``: the same events, over loopback, to the
@@ -246,6 +246,44 @@ def show(result: dict[str, Any]) -> None:
         print(f"not measured: {name}: {reason}")
 
 
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw events per second of each client at both latencies, on a logarithmic axis, as SVG or PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "cio_batch"  # the same result gives the same file
+    from matplotlib import pyplot as plt
+
+    latencies = list(result["medians"])
+    first = result["medians"][latencies[0]]
+    names = sorted(first, key=lambda name: first[name]["events_per_second"])
+    figure, axes = plt.subplots(figsize=(8, 0.5 + 0.5 * len(names)), layout="constrained")
+    height = 0.8 / len(latencies)
+    for place, latency in enumerate(latencies):
+        rows = result["medians"][latency]
+        known = [(y, rows[name]["events_per_second"]) for y, name in enumerate(names) if name in rows]
+        label = (
+            f"a service that answers after {1_000 * float(latency):g} ms"
+            if float(latency)
+            else "a service that answers at once"
+        )
+        bars = axes.barh(
+            [y + 0.4 - height * (place + 0.5) for y, _ in known],
+            [rate for _, rate in known],
+            height,
+            label=label,
+            color=("#2b6cb0", "#a0c4e8", "#d0d0d0")[place % 3],
+        )
+        axes.bar_label(bars, [f"{rate:,.0f}" for _, rate in known], padding=3, fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlim(right=axes.get_xlim()[1] * 3)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("events per second, one core")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
@@ -277,6 +315,7 @@ def main() -> int:
         help="where the environments are kept (%(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="where to draw them (.svg or .png; matplotlib)")
     options = parser.parse_args()
     measured = measure(options.only, options)
     result = {
@@ -289,6 +328,8 @@ def main() -> int:
     show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2))
+    if options.chart:
+        draw(result, options.chart)
     ours_ran = all(OURS.name in rows for rows in result["medians"].values())
     return 0 if ours_ran and all(each["holds"] for each in result["required"]) else 1
 

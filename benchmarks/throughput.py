@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ import harness
 import orjson
 
 from cio_batch import Settings
+from cio_batch.spools import SqliteSpool
 from cio_batch.transports import TrackV1Transport
 
 CONCURRENCY = 10
@@ -95,6 +97,23 @@ async def ours(url: str, workload: harness.Workload) -> None:
         assert tracker.stats().delivered == workload.events
 
 
+async def spool(url: str, workload: harness.Workload) -> None:
+    """A tracker with ``SqliteSpool``, whose commits a hundred producers share."""
+    events = iter(workload)
+    with tempfile.TemporaryDirectory() as folder:
+        async with harness.tracker(url, spool=SqliteSpool(Path(folder) / "spool.db")) as tracker:
+
+            async def produce() -> None:
+                for person, name, data in events:
+                    await tracker.enqueue(person, name, data)
+
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(100):
+                    tasks.create_task(produce())
+            await tracker.flush()
+            assert tracker.stats().delivered == workload.events
+
+
 async def v1_floor(url: str, workload: harness.Workload) -> None:
     """One call per event, and nothing else."""
     events = iter(workload)
@@ -124,6 +143,7 @@ async def v1(url: str, workload: harness.Workload) -> None:
 RUNNERS = {
     "floor": Runner(floor),
     "ours": Runner(ours),
+    "ours, spool": Runner(spool, share=1 / 4),
     "floor, uvloop": Runner(floor, uvloop=True),
     "ours, uvloop": Runner(ours, floor="floor, uvloop", uvloop=True),
     "v1 floor": Runner(v1_floor, floor="v1 floor", share=1 / 50),

@@ -36,6 +36,16 @@ def test_the_cost_of_a_spool_can_be_measured(tmp_path: Path) -> None:
     assert ratios.keys() == {"of_bare", "of_group_commit", "of_memory"}
 
 
+def test_steps_can_be_measured(tmp_path: Path) -> None:
+    """pytest-benchmark takes its options beside ours."""
+    result = tmp_path / "result.json"
+    run("micro.py", "--json", str(result), "-k", "judge", "--benchmark-max-time=0.01")
+    names = {each["name"] for each in json.loads(result.read_text(encoding="utf-8"))["benchmarks"]}
+    assert names == {"test_judge_success", "test_judge_rejections"}
+
+
 def test_throughput_can_be_measured() -> None:
-    """Floor and tracker, a few thousand events each."""
-    assert "speed : floor" in run("throughput.py", "--events", "4000", "--rounds", "1", "--only", "floor", "ours")
+    """Floor and tracker with a spool, a few thousand events."""
+    assert "speed : floor" in run(
+        "throughput.py", "--events", "4000", "--rounds", "1", "--only", "floor", "ours, spool"
+    )
