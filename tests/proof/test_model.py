@@ -17,10 +17,11 @@ import attrs
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from cio_batch import CioBatchTracker, RetryOptions, Settings, Verdict
 from cio_batch.operations import Operation
+from cio_batch.tracker import Overflow
 from cio_batch.verdicts import Judgement, Next, Rejection
 
 from ..conftest import assert_conserved
@@ -46,9 +47,11 @@ class OpenCall:
 
 
 class Model(RuleBasedStateMachine):
-    """The machine; ``kept`` says whether there is a spool."""
+    """The machine; ``kept`` says whether there is a spool, ``overflow`` what a full queue or spool does."""
 
     kept: bool
+    overflow: Overflow = "block"
+    max_bytes = 1_000_000_000  # of the spool
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,13 +72,14 @@ class Model(RuleBasedStateMachine):
         self.calls: list[OpenCall] = []
         self.callers: dict[Event, asyncio.Task[None]] = {}
         self.flushes: list[asyncio.Task[Any]] = []
-        self.spool = MemorySpool(self.disk, COMMIT)
+        self.spool = MemorySpool(self.disk, COMMIT, self.max_bytes)
         self.tracker = CioBatchTracker(
             Settings(),
             transport=self.service,
             concurrency=2,
             flush_interval=0.5,
             max_pending=8,
+            overflow=self.overflow,
             enqueue_timeout=None,
             retry=RETRY,
             rate_limit=None,
@@ -324,11 +328,14 @@ class Model(RuleBasedStateMachine):
         failed = ledger.having(Verdict.FAILED)
         for event in failed:
             assert ledger.reasons[event] == "deadline" or self.failures[event] > RETRY.max_retries, event
+        dropped = ledger.having(Verdict.DROPPED)
+        assert all(ledger.reasons[event] == "overflow" for event in dropped)
+        assert not dropped or self.overflow.startswith("drop_")
         assert (stats.delivered, stats.rejected, stats.failed, stats.dropped) == (
             len(ledger.having(Verdict.DELIVERED)),
             len(ledger.having(Verdict.REJECTED)),
             len(failed),
-            0,
+            len(dropped),
         )
         undecided = self.undecided
         assert stats.pending + stats.in_flight == len(undecided)
@@ -366,8 +373,36 @@ class InMemory(Model):
     kept = False
 
 
+class InMemoryDroppingOldest(InMemory):
+    overflow = "drop_oldest"
+
+
+class InMemoryDroppingNew(InMemory):
+    overflow = "drop_newest"
+
+
+class InMemoryRaising(InMemory):
+    overflow = "raise"
+
+
 class WithSpool(Model):
     kept = True
+
+
+class WithFullSpool(WithSpool):
+    max_bytes = 2_000
+
+
+class WithSpoolDroppingOldest(WithFullSpool):
+    overflow = "drop_oldest"
+
+
+class WithSpoolDroppingNew(WithFullSpool):
+    overflow = "drop_newest"
+
+
+class WithSpoolRaising(WithFullSpool):
+    overflow = "raise"
 
 
 @pytest.fixture(autouse=True)
@@ -376,19 +411,25 @@ def _silence(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "cio_batch")
 
 
-LIMITS = settings(max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-InMemory.TestCase.settings = LIMITS
-WithSpool.TestCase.settings = LIMITS
+MACHINES = [
+    InMemory,
+    InMemoryDroppingOldest,
+    InMemoryDroppingNew,
+    InMemoryRaising,
+    WithSpool,
+    WithFullSpool,
+    WithSpoolDroppingOldest,
+    WithSpoolDroppingNew,
+    WithSpoolRaising,
+]
+LIMITS = settings(max_examples=80, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.usefixtures("_silence")
-class TestInMemory(InMemory.TestCase):
-    """Without a spool."""
-
-
-@pytest.mark.usefixtures("_silence")
-class TestWithSpool(WithSpool.TestCase):
-    """With a spool that lives in memory and survives restarts."""
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_tracker_does_what_the_model_does(machine: type[Model]) -> None:
+    """In memory and with a spool (which lives in memory and survives restarts), at each overflow policy."""
+    run_state_machine_as_test(machine, settings=LIMITS)
 
 
 def test_what_is_written_while_a_drain_ends_is_left_and_not_missed() -> None:
