@@ -170,6 +170,7 @@ class MemorySpool:
         self._appended: list[Operation] = []
         self._acknowledged: list[int] = []
         self._refused: list[tuple[int, Refusal]] = []
+        self._taken: set[int] = set()  # numbers that were purged
         self._committing: asyncio.Handle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -186,7 +187,7 @@ class MemorySpool:
             raise SpoolLockedError("belongs to somebody else", pid=None)
         self._disk.owner = self
         self._loop = asyncio.get_running_loop()
-        self._receive = receive
+        self._receive, self._purged = receive, purged
         await asyncio.sleep(self._seconds)
         return Contents(len(self._disk.rows), self._disk.last_number, self._used())
 
@@ -220,8 +221,16 @@ class MemorySpool:
         return 0
 
     async def purge(self, person: PersonId) -> int:
-        """Nobody is purged."""
-        return 0
+        """Remove all operations of a person, after what was said before is written."""
+        await asyncio.sleep(self._seconds)
+        self._write()
+        numbers = [number for number, body in self._disk.rows.items() if event_of(body)[0] == person]
+        for number in numbers:
+            del self._disk.rows[number]
+        self._taken.update(numbers)
+        if numbers:
+            self._purged(numbers)
+        return len(numbers)
 
     async def close(self, timeout: float) -> bool:
         """Write all that was said; a cancel does not keep a thread from doing so either."""
@@ -257,9 +266,9 @@ class MemorySpool:
         for body, _, _, number in self._appended:
             assert number > disk.last_number
             disk.rows[number], disk.last_number = body, number
-        for number in self._acknowledged:
+        for number in set(self._acknowledged) - self._taken:
             del disk.rows[number]
-        for number, _ in self._refused:
+        for number in {number for number, _ in self._refused} - self._taken:
             disk.dead[number] = disk.rows.pop(number)
         count = len(self._appended)
         self._appended, self._acknowledged, self._refused = [], [], []

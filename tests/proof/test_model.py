@@ -72,6 +72,8 @@ class Model(RuleBasedStateMachine):
         self.calls: list[OpenCall] = []
         self.callers: dict[Event, asyncio.Task[None]] = {}
         self.flushes: list[asyncio.Task[Any]] = []
+        self.gone: set[Event] = set()  # purged while they were on disk only: counted as dropped, and that is all
+        self.loose: set[Event] = set()  # purged while they were in flight: off the disk, and without a verdict
         self.spool = MemorySpool(self.disk, COMMIT, self.max_bytes)
         self.tracker = CioBatchTracker(
             Settings(),
@@ -132,7 +134,7 @@ class Model(RuleBasedStateMachine):
 
     @property
     def undecided(self) -> set[Event]:
-        return self.accepted - self.ledger.verdicts.keys()
+        return self.accepted - self.ledger.verdicts.keys() - self.gone
 
     # ----------------------------------------------------------------------------------------------------- rules
 
@@ -232,6 +234,27 @@ class Model(RuleBasedStateMachine):
         self.flushes.append(self.loop.create_task(self.tracker.flush(timeout)))
         self.settle()
 
+    @precondition(lambda self: self.kept)
+    @rule(person=st.sampled_from(PEOPLE), unwritten=st.booleans())
+    def purge(self, person: str, unwritten: bool) -> None:
+        """A person asks to be forgotten: what waits, in memory or on disk, is not sent any more."""
+        if unwritten:
+            self.enqueue(person)
+        self.run(asyncio.sleep(0))
+        count = self.run(self.spool.purge(person))
+        self.settle()
+        self.hear_callers()
+        off = {event for event in self.undecided - set(self.disk.events()) if event[0] == person} - self.loose
+        self.take_away(off)
+        assert len(off) <= count
+
+    def take_away(self, off: set[Event]) -> None:
+        """What is off the disk and has no verdict was on disk only, which the tracker counts, or is in flight."""
+        dropped = self.tracker.stats().dropped - len(self.ledger.having(Verdict.DROPPED)) - len(self.gone)
+        on_disk_only = sorted(off, key=lambda event: event[1])[len(off) - dropped :]
+        self.gone.update(on_disk_only)
+        self.loose |= off - self.gone
+
     @rule(healthy=st.booleans(), timeout=st.sampled_from([0.0, 5.0]))
     def close_and_begin_anew(self, healthy: bool, timeout: float) -> None:
         """Close; the next tracker finds on the disk what had no verdict."""
@@ -243,7 +266,7 @@ class Model(RuleBasedStateMachine):
         left = self.left()
         assert report.left == len(left)
         if self.kept:
-            assert set(self.disk.events()) == left
+            assert set(self.disk.events()) == left - self.loose
         else:
             assert not self.undecided
         self.where_everything_is()
@@ -273,6 +296,9 @@ class Model(RuleBasedStateMachine):
         self.healthy = False
         self.run(self.tracker.start())
         self.settle()
+        if self.loose:  # what was in flight is read back from the disk, and these are not there
+            self.take_away(self.undecided - set(self.disk.events()))
+            self.loose -= self.gone
 
     @precondition(lambda self: self.kept)
     @rule(said=st.lists(st.sampled_from(PEOPLE), max_size=2), answered=st.booleans())
@@ -324,18 +350,20 @@ class Model(RuleBasedStateMachine):
         assert stats.accepted == len(self.accepted)
         assert ledger.verdicts.keys() <= self.accepted
         assert ledger.having(Verdict.DELIVERED) == service.delivered & self.accepted
+        assert not service.delivered & self.gone
         assert ledger.having(Verdict.REJECTED) == service.rejected & self.accepted
         failed = ledger.having(Verdict.FAILED)
         for event in failed:
             assert ledger.reasons[event] == "deadline" or self.failures[event] > RETRY.max_retries, event
         dropped = ledger.having(Verdict.DROPPED)
-        assert all(ledger.reasons[event] == "overflow" for event in dropped)
-        assert not dropped or self.overflow.startswith("drop_")
+        allowed = {"overflow"} if self.overflow.startswith("drop_") else set[str]()
+        allowed |= {"purged"} if self.kept else set[str]()
+        assert {ledger.reasons[event] for event in dropped} <= allowed
         assert (stats.delivered, stats.rejected, stats.failed, stats.dropped) == (
             len(ledger.having(Verdict.DELIVERED)),
             len(ledger.having(Verdict.REJECTED)),
             len(failed),
-            len(dropped),
+            len(dropped) + len(self.gone),
         )
         undecided = self.undecided
         assert stats.pending + stats.in_flight == len(undecided)
@@ -347,8 +375,9 @@ class Model(RuleBasedStateMachine):
             if not flush.cancelled():
                 flush.result()
         if self.kept:
-            assert set(self.disk.events()) == undecided
-            assert len(self.disk.rows) == len(undecided)
+            self.loose &= undecided
+            assert set(self.disk.events()) == undecided - self.loose
+            assert len(self.disk.rows) == len(undecided - self.loose)
             assert not self.spool.unwritten
         else:
             assert stats.pending + stats.in_flight <= 8
