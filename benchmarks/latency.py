@@ -2,7 +2,8 @@
 
     python benchmarks/latency.py [--events N] [--seconds N] [--json FILE]
 
-enqueue idle    one event per millisecond
+enqueue idle    one event every two milliseconds
+orjson idle     the same data through orjson in between, by which the machine can be judged
 enqueue load    one after the other in a tight loop; the queue has room
 lag             how much later than asked for a task wakes that sleeps for a millisecond: with nothing to do, while
                 50,000 events per second are shipped, and at full speed
@@ -20,6 +21,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import harness
+import orjson
 
 from cio_batch import SettledChunk
 
@@ -43,15 +45,20 @@ async def lag() -> AsyncIterator[list[float]]:
 
 
 async def idle(url: str, options: argparse.Namespace) -> dict[str, list[float]]:
-    """One event per millisecond."""
+    """One event per millisecond, and in between the same data through orjson: what a core that slept takes."""
     took: list[float] = []
+    encoding: list[float] = []
     async with harness.tracker(url) as tracker:
-        for person, name, data in harness.Workload(2_000):
+        for person, name, data in harness.Workload(5_000):
             before = time.perf_counter()
             await tracker.enqueue(person, name, data)
             took.append((time.perf_counter() - before) * 1e6)
             await asyncio.sleep(0.001)
-    return {"enqueue idle, us": took}
+            before = time.perf_counter()
+            orjson.dumps({"name": name, "identifiers": {"id": person}, "attributes": data})
+            encoding.append((time.perf_counter() - before) * 1e6)
+            await asyncio.sleep(0.001)
+    return {"enqueue idle, us": took, "orjson idle, us": encoding}
 
 
 async def load(url: str, options: argparse.Namespace) -> dict[str, list[float]]:
