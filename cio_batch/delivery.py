@@ -28,7 +28,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence, Set
 from typing import Final, Protocol
 
 import attrs
@@ -89,6 +89,7 @@ class _Segment:
     successes_then: int = 0  # calls that had got through by then
     alone: int = 0  # how many of them failed although another call had got through since the one before
     successes_seen: int = 0  # calls that had got through at the last of them
+    is_out: bool = False  # in a call at this moment, past the pause and the rate limit
 
 
 @attrs.define(eq=False)
@@ -158,6 +159,7 @@ class Delivery:
         self._settle = settle
         self._durable = durable
         self._forgotten = forgotten
+        self._purged: set[int] = set()  # numbers of operations in flight that are not to be sent again
         self.expired_upto = 0  # operations with a number up to this one in the spool are too old to be sent again
         self._flights: dict[Flight, None] = {}  # in the order of their launch
         self._stopping = False
@@ -316,9 +318,33 @@ class Delivery:
         del self._flights[flight]
         if flight.segments:
             self.backlog.restore(flight.chunk, flight)
+            self._drop_waiting(self._purged)
         else:
             self.backlog.release(flight.chunk)
+        if not self._flights:
+            self._purged.clear()
         self._work.set()
+
+    def withdraw(self, numbers: Set[int]) -> None:
+        """Operations were purged: those that are not in a call at this moment are not sent any more."""
+        self._drop_waiting(numbers)
+        for flight in list(self._flights):
+            if not numbers.isdisjoint([operation[3] for operation in flight]):
+                self._purged |= numbers
+                if flight.task is not None and not flight.segments[0].is_out:
+                    flight.task.cancel()  # its operations return to the backlog, and those of them are dropped there
+
+    def _drop_waiting(self, numbers: Set[int]) -> None:
+        removed = self.backlog.remove(lambda operation: operation[3] in numbers) if numbers else []
+        if removed:
+            self._settle(removed, Verdict.DROPPED, reason="purged")
+
+    def _drop_purged(self, flight: Flight, segment: _Segment) -> None:
+        dropped = [operation for operation in segment.operations if operation[3] in self._purged]
+        if dropped:
+            segment.operations = [operation for operation in segment.operations if operation[3] not in self._purged]
+            self._note_settled(flight, dropped)
+            self._settle(dropped, Verdict.DROPPED, reason="purged")
 
     def _give_slot(self, flight: Flight) -> None:
         if flight.holds_slot:
@@ -331,6 +357,8 @@ class Delivery:
             if not flight.segments:
                 return
             segment = flight.segments[0]
+            if self._purged:
+                self._drop_purged(flight, segment)
             if not segment.operations:
                 flight.segments.popleft()
                 continue
@@ -391,7 +419,7 @@ class Delivery:
     async def _send(self, segment: _Segment) -> Judgement:
         if segment.sent:
             self._counters.retries += 1
-        call = Call(segment.sent, self._gate)
+        call = Call(segment.sent, functools.partial(self._gate, segment))
         segment.sent += 1
         try:
             judgement = await self._transport.send(segment.operations, call)
@@ -404,6 +432,8 @@ class Delivery:
             judgement = self._blame_transport(error)  # a cancel of its own making
         except Exception as error:  # noqa: BLE001 - a fault of a transport must not lose its operations
             judgement = self._blame_transport(error)
+        finally:
+            segment.is_out = False
         return judgement
 
     def _blame_transport(self, error: BaseException) -> Judgement:
@@ -412,13 +442,14 @@ class Delivery:
         self._counters.last_error = reason
         return Judgement(0, next=Next.RETRY, reason=reason)
 
-    async def _gate(self) -> None:
+    async def _gate(self, segment: _Segment) -> None:
         """Wait for a pause to end and for the rate limit, and count the call."""
         await self._wait_out_pause()
         if self._limiter is not None:
             await self._limiter.acquire()
             await self._wait_out_pause()  # one that began while this call queued for the limit
         self._counters.calls += 1
+        segment.is_out = True
 
     async def _wait_out_pause(self) -> None:
         while (seconds := max(self._resume_at, self._retry_after_until) - self._loop.time()) > 0:

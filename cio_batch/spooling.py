@@ -127,6 +127,8 @@ class Spooling:
         self._waiting: deque[_Waiter] = deque()  # for room
         self._last_read: int = 0
         self._reading: asyncio.Task[None] | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._taken_meanwhile: set[int] = set()  # purged while a page was read
         self._age_timer: asyncio.TimerHandle | None = None
         self._checking: asyncio.Task[None] | None = None
         self._expired_upto = 0
@@ -184,9 +186,10 @@ class Spooling:
 
     async def close(self, timeout: float) -> bool:
         """Write what was said and close the spool; say whether that was done within ``timeout`` seconds."""
-        if self._age_timer is not None:
-            self._age_timer.cancel()
-            self._age_timer = None
+        for timer in (self._age_timer, self._looking):
+            if timer is not None:
+                timer.cancel()
+        self._age_timer = self._looking = None
         for task in (self._reading, self._checking):
             if task is not None and not task.get_loop().is_closed():  # else it ended with its loop
                 task.cancel()
@@ -211,16 +214,30 @@ class Spooling:
         """How many operations were said to the spool and are not accepted yet."""
         return len(self._said)
 
-    def has_room(self, size: int) -> bool:
-        """Whether an operation of that many bytes may be said now."""
-        return not self._waiting and self._fits(size)
+    def is_full(self, size: int) -> bool:
+        """Whether the disk has no room for an operation of that many bytes: what the overflow policy is for."""
+        return size > self._room_on_disk()
 
     def _fits(self, size: int) -> bool:
         return size <= self._room_bytes and len(self._said) < self._most_said
 
     def _measure(self) -> None:
+        self._room_bytes = min(self._room_on_disk(), self._most_said_bytes - self._said_bytes)
+
+    def _room_on_disk(self) -> int:
         used = self.used_bytes + self._said_bytes + len(self._said) * _ROW_BYTES - self._freed_bytes
-        self._room_bytes = min(self._spool.max_bytes - used, self._most_said_bytes - self._said_bytes)
+        return self._spool.max_bytes - used
+
+    def _look_for_room(self) -> None:
+        """Let the spool tell its size: somebody else may have made room, as who replays dead letters does."""
+        if self._looking is None and self.is_open:
+            self._spool.acknowledge(())
+            self._looking = self._loop.call_later(_RETRY_INTERVAL, self._looked)
+
+    def _looked(self) -> None:
+        self._looking = None
+        if self._waiting:
+            self._look_for_room()
 
     def append(self, operation: Operation) -> asyncio.Future[None] | None:
         """Say an operation to the spool, if there is room; runs in the spool's loop.
@@ -229,6 +246,7 @@ class Spooling:
             A future that is done once the operation is written, or holds why it was not; ``None`` if it was not said.
         """
         if self._waiting or len(operation[0]) > self._room_bytes or len(self._said) >= self._most_said:
+            self._look_for_room()
             return None
         written: asyncio.Future[None] = self._loop.create_future()
         self._say(operation, written)
@@ -344,6 +362,8 @@ class Spooling:
     def _purged(self, numbers: Sequence[int]) -> None:
         """Operations were removed from under us."""
         removed = frozenset(numbers)
+        if self._reading is not None:
+            self._taken_meanwhile |= removed
         unread = sum(number > self._last_read for number in removed)
         self.unread -= unread
         if unread:
@@ -387,15 +407,19 @@ class Spooling:
     async def _read(self) -> None:
         while self.unread and self._has_memory():
             room, room_bytes = self._memory()
+            self._taken_meanwhile.clear()
             page = await self._spool.read(self._last_read, min(_PAGE_OPERATIONS, room), min(_PAGE_BYTES, room_bytes))
             if page.lost:
                 self.unread -= page.lost
                 self.quarantined += page.lost
                 self._losses.damaged(page.lost)
-            if not page.operations and not page.lost:
+            if not page.operations and not page.lost and self.unread:
                 gone, self.unread = self.unread, 0
                 self._losses.gone(gone)
             for operation in page.operations:
+                if operation[3] in self._taken_meanwhile:  # and counted
+                    self._last_read = operation[3]
+                    continue
                 if not self._queue.offer(operation):
                     return  # a large one; it is read again when there is room
                 self._last_read = operation[3]

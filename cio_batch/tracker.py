@@ -928,7 +928,7 @@ class CioBatchTracker(Generic[E]):
         if self._open_loop is not asyncio.get_running_loop():
             await self._open_spool(spooling)
         said = spooling.append(operation)
-        if said is None and self._overflow != "block":
+        if said is None and self._overflow != "block" and spooling.is_full(len(operation[0])):
             if not self._make_room_on_disk(spooling, operation):
                 return
             said = spooling.append(operation)
@@ -951,7 +951,7 @@ class CioBatchTracker(Generic[E]):
         self._push()
         if self._overflow == "drop_oldest":
             self._hand_over()
-            while not spooling.has_room(len(operation[0])):
+            while spooling.is_full(len(operation[0])):
                 oldest = self._delivery.backlog.drop_oldest()
                 if oldest is None:  # all that is in memory is in flight
                     break
@@ -1090,7 +1090,7 @@ class CioBatchTracker(Generic[E]):
     ) -> None:
         timer = None
         written = spooling.append(operation)
-        if written is None and self._overflow != "block":
+        if written is None and self._overflow != "block" and spooling.is_full(len(operation[0])):
             if not self._make_room_on_disk(spooling, operation):
                 future.set_result(None)
                 return
@@ -1587,9 +1587,7 @@ class CioBatchTracker(Generic[E]):
     def _withdraw(self, numbers: frozenset[int]) -> None:
         """Operations were purged: those that wait are not sent."""
         self._hand_over()
-        removed = self._delivery.backlog.remove(lambda operation: operation[3] in numbers)
-        if removed:
-            self._settle(removed, Verdict.DROPPED, reason="purged")
+        self._delivery.withdraw(numbers)
 
     def _expire(self, upto: int) -> None:
         """Operations up to a number are too old: those that wait are given up, those in flight if they fail again."""

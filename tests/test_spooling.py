@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import sqlite3
 import threading
@@ -12,16 +13,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import orjson
 import pytest
 
 from cio_batch import (
     CioBatchTracker,
+    CioObjectId,
     ConfigurationError,
     DeadLetter,
     DeadLetterFile,
     Email,
     InvalidOperationError,
+    Phone,
     QueueFullError,
     Report,
     RetryOptions,
@@ -31,6 +35,7 @@ from cio_batch import (
     TrackerClosedError,
     WrongLoopError,
 )
+from cio_batch import operations as ops
 from cio_batch.operations import Operation
 from cio_batch.simulator import Faults, Simulator
 from cio_batch.spools import SqliteSpool
@@ -733,3 +738,195 @@ def test_what_is_no_spool_is_refused() -> None:
     for wrong in ("events.db", SqliteSpool):
         with pytest.raises(ConfigurationError, match="spool must be an object such as SqliteSpool"):
             CioBatchTracker(transport=DiscardTransport(), spool=wrong)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------- the disk, other hands
+
+
+@pytest.mark.parametrize("burst", [0, 3, 40])
+async def test_a_file_that_was_removed_is_written_anew_at_the_latest_by_close(path: Path, burst: int) -> None:
+    """What was acknowledged before, and in a burst after it, is there at the next start."""
+    tracker = CioBatchTracker(spool=SqliteSpool(path), transport=Told(), retry=PATIENT, flush_interval=600.0)
+    await tracker.start()
+    await asyncio.gather(*(tracker.enqueue("u", "seen", {"n": n}) for n in range(20)))
+    for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+        file.unlink()
+    await asyncio.gather(*(tracker.enqueue("u", "seen", {"n": n}) for n in range(20, 20 + burst)))
+    assert (await tracker.close(0)).left == 20 + burst
+    assert numbers(path) == list(range(20 + burst))
+
+
+async def test_a_burst_into_a_removed_file_is_on_disk_soon(path: Path) -> None:
+    """Under load the file is looked for only now and then; nobody need write again, or close, before it is mended."""
+    tracker = CioBatchTracker(spool=SqliteSpool(path), transport=Told(), retry=PATIENT, flush_interval=600.0)
+    async with tracker:
+        await asyncio.gather(*(tracker.enqueue("u", "seen", {"n": n}) for n in range(20)))
+        for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+            file.unlink()
+        await asyncio.gather(*(tracker.enqueue("u", "seen", {"n": n}) for n in range(20, 60)))
+        await until(path.exists)
+        await until(lambda: numbers(path) == list(range(60)))
+        await tracker.close(0)
+
+
+async def test_what_the_disk_refuses_is_refused_to_the_caller(tmp_path: Path) -> None:
+    """No room to write, no acknowledgement: every way in says so, the stats name the fault, and it passes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    tracker = CioBatchTracker(
+        spool=SqliteSpool(folder / "events.db"), transport=Told(), retry=PATIENT, flush_interval=600.0
+    )
+    async with tracker:
+        await tracker.enqueue("u", "seen", {"n": 0})
+        gone = folder.rename(tmp_path / "elsewhere")
+        with pytest.raises(SpoolError):
+            await tracker.enqueue("u", "seen", {"n": 1})
+        refused = await asyncio.to_thread(tracker.enqueue_threadsafe, "u", "seen", {"n": 2})
+        with pytest.raises(SpoolError):
+            await asyncio.wrap_future(refused)
+        stats = assert_conserved(tracker)
+        assert stats.accepted == 1
+        assert stats.spool_fault is not None
+        gone.rename(folder)
+        with contextlib.suppress(SpoolError):
+            async with asyncio.timeout(10):
+                while True:  # it is tried again once a second
+                    with contextlib.suppress(SpoolError):
+                        await tracker.enqueue("u", "seen", {"n": 3})
+                        break
+                    await asyncio.sleep(0.05)
+        stats = assert_conserved(tracker)
+        assert (stats.accepted, stats.spool_fault) == (2, None)
+        await tracker.close(0)
+    assert numbers(folder / "events.db") == [0, 3]
+
+
+async def test_room_that_others_make_is_noticed(path: Path) -> None:
+    """A spool full of dead letters takes operations again once another process has removed them, or a purge has."""
+    refuse = Told(lambda operations: Judgement(0, rejected=dict.fromkeys(range(len(operations)), Rejection("invalid"))))
+    spool = SqliteSpool(path, max_bytes=1_000_000)
+    tracker = CioBatchTracker(spool=spool, transport=refuse, enqueue_timeout=None, flush_interval=0.01, retry=PATIENT)
+    large = {"fill": "x" * 20_000}
+    async with tracker:
+
+        async def fill() -> asyncio.Task[None]:
+            while True:
+                caller = asyncio.create_task(tracker.enqueue("gone", "seen", large))
+                await asyncio.wait([caller], timeout=0.5)
+                await until(lambda: tracker.stats().pending + tracker.stats().in_flight == 0)
+                if not caller.done():
+                    return caller
+
+        waiting = await fill()
+        with sqlite3.connect(path) as other:
+            other.execute("DELETE FROM dead_letters")
+        other.close()
+        async with asyncio.timeout(10):
+            await waiting
+        waiting = await fill()
+        assert await spool.purge("gone") > 20
+        async with asyncio.timeout(10):
+            await waiting
+
+
+@pytest.mark.parametrize("overflow", ["raise", "drop_oldest", "drop_newest"])
+async def test_a_burst_that_only_waits_for_its_commit_is_no_overflow(path: Path, overflow: Any) -> None:
+    """The policy is for a full disk: with room on it, more than ``max_pending`` at a time are all taken."""
+    tracker = CioBatchTracker(
+        spool=SqliteSpool(path),
+        transport=Told(),
+        overflow=overflow,
+        max_pending=100,
+        retry=PATIENT,
+        flush_interval=600.0,
+    )
+    async with tracker:
+        await asyncio.gather(*(tracker.enqueue("u", "seen", {"n": n}) for n in range(50)))
+        await asyncio.gather(*(tracker.enqueue("u", "seen", {"n": n}) for n in range(50, 300)))
+        stats = assert_conserved(tracker)
+        assert (stats.accepted, stats.dropped) == (300, 0)
+        await tracker.close(0)
+    assert numbers(path) == list(range(300))
+
+
+async def test_purge_takes_what_waits_for_a_repeat(path: Path) -> None:
+    """The circuit is open and no call is out: nothing of that person is sent when it closes."""
+    transport, spool = Told(), SqliteSpool(path)
+    tracker = CioBatchTracker(spool=spool, transport=transport, retry=DOWN, flush_interval=0.01)
+    async with tracker:
+        for n in range(5):
+            await tracker.enqueue("gone", "seen", {"n": n})
+        await tracker.enqueue("u", "seen", {"n": 5})
+        await until(lambda: tracker.stats().paused is not None and tracker.stats().in_flight > 0)
+        assert await spool.purge("gone") == 5
+        transport.sent.clear()
+        transport.answer = deliver
+        assert (await tracker.flush(timeout=10)).delivered == 1
+        assert assert_conserved(tracker).dropped == 5
+    assert [key for chunk in transport.sent for _, key, _, _ in chunk] == ["u"]
+
+
+async def test_purge_takes_what_is_being_read_back(path: Path) -> None:
+    """The page was read before the purge, and is heard of in the same turn of the loop as it."""
+    tracker = CioBatchTracker(spool=SqliteSpool(path), transport=Told(), retry=PATIENT, flush_interval=600.0)
+    await tracker.start()
+    await asyncio.gather(*(tracker.enqueue("gone" if n % 2 else "u", "seen", {"n": n}) for n in range(300)))
+    await tracker.close(0)
+    transport, spool = Told(deliver), SqliteSpool(path)
+    async with CioBatchTracker(spool=spool, transport=transport, flush_interval=0.01) as again:
+        purging = asyncio.ensure_future(spool.purge("gone"))
+        await asyncio.sleep(0)  # both questions are put
+        time.sleep(0.3)  # noqa: ASYNC251 - a turn of the loop in which both are answered
+        assert await purging == 150
+        await again.flush(timeout=10)
+        stats = assert_conserved(again)
+        assert (stats.delivered, stats.dropped, stats.spooled) == (150, 150, 0)
+    assert {key for chunk in transport.sent for _, key, _, _ in chunk} == {"u"}
+
+
+async def test_another_transport_refuses_what_it_cannot_say(path: Path, sim: Simulator) -> None:
+    """A spool filled for Track v2 may hold what v1 has no words for: a dead letter, and nobody waits behind it."""
+    tracker = CioBatchTracker(spool=SqliteSpool(path), transport=Told(), retry=PATIENT, flush_interval=600.0)
+    await tracker.start()
+    await tracker.enqueue(Phone("+4915112345678"), "seen", {"n": 0})
+    await tracker.submit(ops.identify_object(CioObjectId("ob1"), {"name": "Acme"}))
+    await tracker.enqueue("u", "seen", {"n": 1})
+    await tracker.close(0)
+    settings = settings_for(sim)
+    async with CioBatchTracker(settings, spool=SqliteSpool(path), transport=TrackV1Transport(settings)) as again:
+        report = await again.flush(timeout=10)
+        assert (report.delivered, report.rejected) == (1, 2)
+        assert assert_conserved(again).dead_letters == 2
+    assert set(sim.workspace.people) == {("id", "u")}
+    assert len(rows(path, "dead_letters")) == 2
+
+
+async def test_refused_credentials_keep_everything_on_disk(path: Path, sim: Simulator) -> None:
+    """Through a restart; and when the credentials work, all of it is delivered, in order."""
+    wrong = attrs.evolve(settings_for(sim), track_api_key="wrong")
+    async with CioBatchTracker(wrong, spool=SqliteSpool(path), flush_interval=0.01) as tracker:
+        for n in range(5):
+            await tracker.enqueue("u", "seen", {"n": n})
+        await until(lambda: tracker.stats().paused is not None)
+        assert numbers(path) == list(range(5))
+        await tracker.close(0)
+    assert numbers(path) == list(range(5))
+    async with CioBatchTracker(wrong, spool=SqliteSpool(path), flush_interval=0.01, retry=DOWN) as tracker:
+        await until(lambda: tracker.stats().paused is not None)
+        assert_conserved(tracker)
+        right = settings_for(sim)
+        tracker.update_credentials(str(right.site_id), "key")
+        assert (await tracker.flush(timeout=10)).delivered == 5
+    assert sent_numbers(sim, "id", "u") == list(range(5))
+
+
+async def test_the_log_warns_of_a_spool_that_fills_up(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, at 80 %."""
+    tracker = CioBatchTracker(
+        spool=SqliteSpool(path, max_bytes=1_000_000), transport=Told(), retry=PATIENT, flush_interval=600.0
+    )
+    async with tracker:
+        for n in range(45):
+            await tracker.enqueue("u", "seen", {"n": n, "fill": "x" * 20_000})
+        await tracker.close(0)
+    assert len([record for record in caplog.records if "the spool is 8" in record.getMessage()]) == 1

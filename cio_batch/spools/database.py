@@ -59,7 +59,8 @@ FROM (
 )
 """
 _PICTURE: Final = """
-SELECT page_count - freelist_count, data_version FROM pragma_page_count, pragma_freelist_count, pragma_data_version
+SELECT (page_count - freelist_count) * page_size, data_version
+FROM pragma_page_count, pragma_freelist_count, pragma_page_size, pragma_data_version
 """
 # The second comes where Python reads SQLite's words for a damaged schema, which quote it.
 SQLITE_FAULTS: Final = (sqlite3.Error, UnicodeDecodeError)
@@ -434,12 +435,12 @@ class Database:
 
         It also counts the dead letters again when another process changed something: both by one statement (Rule 3).
         """
-        pages, data_version = self._connection.execute(_PICTURE).fetchone()
+        used, data_version = self._connection.execute(_PICTURE).fetchone()
         if data_version != self._data_version:
             if self._data_version != -1:
                 self.dead_letters = self._count("dead_letters")
             self._data_version = data_version
-        return int(pages) * PAGE_SIZE
+        return int(used)
 
     def purge(self, keys: frozenset[Key]) -> tuple[list[int], int]:
         """Remove all operations and dead letters of persons; :meth:`scrub` then removes what is left of their bytes.

@@ -29,8 +29,9 @@ from typing import BinaryIO, Final, Self, TypeAlias
 import attrs
 
 PAGE_SIZE: Final = 8192
+"""Of a new file; one that another build made says its own in its head."""
+_PAGE_SIZES: Final = frozenset(1 << power for power in range(9, 17))
 _LOG_HEADER, _FRAME_HEADER = 32, 24
-_FRAME: Final = _FRAME_HEADER + PAGE_SIZE
 _LEAF, _INTERIOR = 0x0D, 0x05
 _MAX_VARINT_BYTES: Final = 9
 
@@ -67,12 +68,14 @@ class Log:
         suspects: Frames that do not fit their checksum, and the page that each claims to be, 0 for none.
         pages: How many pages the file has, by the last transaction; ``None`` when the log does not say.
         is_damaged: Whether SQLite would read less of it than there is.
+        page_size: Bytes of a page, as the head of the log or else that of the file says.
     """
 
     newest: dict[int, int] = attrs.field(factory=dict[int, int])
     suspects: dict[int, int] = attrs.field(factory=dict[int, int])
     pages: int | None = None
     is_damaged: bool = False
+    page_size: int = PAGE_SIZE
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -81,26 +84,30 @@ class Log:
         Raises:
             OSError: It cannot be read.
         """
+        page_size = _page_size(path)
         try:
             with Path(f"{path}-wal").open("rb") as file:
-                return cls._read(file)
+                return cls._read(file, page_size)
         except FileNotFoundError:
-            return cls()
+            return cls(page_size=page_size)
 
     @classmethod
-    def _read(cls, file: BinaryIO) -> Self:
-        log = cls()
+    def _read(cls, file: BinaryIO, page_size: int) -> Self:
+        log = cls(page_size=page_size)
         header, first = file.read(_LOG_HEADER), file.read(_FRAME_HEADER)
         if len(first) < _FRAME_HEADER:
             return log
         order = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}.get(header[:4], "<>"[sys.byteorder == "big"])
         is_whole = _checksum(header[:24], order, (0, 0)) == _pair(header[24:])
+        if is_whole and (said := int.from_bytes(header[8:12], "big")) in _PAGE_SIZES:
+            log.page_size = said
+        size = _FRAME_HEADER + log.page_size
         salts = header[16:24] if is_whole else first[8:16]  # what remains of an earlier round has other ones
         seed = _pair(header[24:])
         frames: list[tuple[int, bool]] = []  # the page it claims to be, 0 for none; whether it is valid
         last, last_pages = before = -1, 0
         file.seek(_LOG_HEADER)
-        while len(frame := file.read(_FRAME)) == _FRAME:
+        while len(frame := file.read(size)) == size:
             page, pages = _pair(frame)
             stored = _pair(frame[16:24])
             if frame[8:16] == salts and page > 0:
@@ -140,9 +147,10 @@ class Pages:
 
     def __init__(self, path: Path, roots: tuple[int, ...]) -> None:
         self._log = Log.read(path)
+        self._page_size = self._log.page_size
         self._files = contextlib.ExitStack()
         self._main = self._files.enter_context(path.open("rb"))
-        found = path.stat().st_size // PAGE_SIZE
+        found = path.stat().st_size // self._page_size
         self._wal: BinaryIO | None = None
         if self._log.newest or self._log.suspects:
             self._wal = self._files.enter_context(Path(f"{path}-wal").open("rb"))  # noqa: SIM115 - close()
@@ -158,7 +166,7 @@ class Pages:
                 self._outdated.add(number)
         head = self._page(1)
         # Some builds of SQLite (Apple's) keep a few bytes at the end of each page for themselves.
-        self._usable = PAGE_SIZE - (head[20] if head.startswith(b"SQLite format 3\0") and head[20] <= 32 else 0)
+        self._usable = self._page_size - (head[20] if head.startswith(b"SQLite format 3\0") and head[20] <= 32 else 0)
         self._reached, self._tree_is_whole = self._walk(roots)
         self._free, self._free_list_is_whole = self._walk_free_list(head)
 
@@ -191,10 +199,12 @@ class Pages:
         index = self._log.newest.get(number)
         if index is not None:
             return self._frame(index)
-        return _read_at(self._main, (number - 1) * PAGE_SIZE)
+        return _read_at(self._main, (number - 1) * self._page_size, self._page_size)
 
     def _frame(self, index: int) -> bytes:
-        return _read_at(self._wal, _LOG_HEADER + index * _FRAME + _FRAME_HEADER) if self._wal else bytes(PAGE_SIZE)
+        size = self._page_size
+        at = _LOG_HEADER + index * (_FRAME_HEADER + size) + _FRAME_HEADER
+        return _read_at(self._wal, at, size) if self._wal else bytes(size)
 
     def _walk(self, roots: tuple[int, ...]) -> tuple[set[int], bool]:
         """The pages that the trees reach, and whether that is all of them.
@@ -283,19 +293,31 @@ class Pages:
         return b"".join(parts)
 
 
-def _read_at(file: BinaryIO, offset: int) -> bytes:
+def _page_size(path: Path) -> int:
+    """What the head of a database says, or that of a new one where it is damaged or missing."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(18)
+    except FileNotFoundError:
+        return PAGE_SIZE
+    said = int.from_bytes(head[16:18], "big")
+    size = 65_536 if said == 1 else said
+    return size if head.startswith(b"SQLite format 3\0") and size in _PAGE_SIZES else PAGE_SIZE
+
+
+def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
     try:
         file.seek(offset)
-        data = file.read(PAGE_SIZE)
+        data = file.read(size)
     except OSError:  # a bad sector
         data = b""
-    return data.ljust(PAGE_SIZE, b"\0")
+    return data.ljust(size, b"\0")
 
 
 def _pointers(page: bytes) -> list[int]:
     """Where the cells of a page begin."""
     start = 12 if page[0] == _INTERIOR else 8
-    count = min(int.from_bytes(page[3:5], "big"), (PAGE_SIZE - start) // 2)
+    count = min(int.from_bytes(page[3:5], "big"), (len(page) - start) // 2)
     return list(struct.unpack_from(f">{count}H", page, start))
 
 

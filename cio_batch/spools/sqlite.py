@@ -232,6 +232,7 @@ class SqliteSpool:
         writer = self._running()
         count = await writer.ask(lambda database: writer.purge(database, keys))
         await writer.ask(lambda database: database.scrub())
+        writer.say(_Acknowledge(()))  # the next report tells how much room that made
         return count
 
     async def close(self, timeout: float = 5.0) -> bool:
@@ -304,6 +305,7 @@ class _Writer:
         self._reports: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self.gathered: list[Operation] = []  # to be appended: what came in this turn of the loop
         self.hears = False  # at the end of this turn
+        self._has_skipped_look = False  # at the files
         self._looked_at_files = self._looked_at_size = -math.inf
         self._owed: list[_Acknowledge | _Bury] = []
         self._stops: list[_Stop] = []
@@ -427,6 +429,7 @@ class _Writer:
             contents = self._look(self._database)
             self._post(self._loop, _succeed, self._opened, contents)
             self._serve()
+            self._look_at_last()
         except (SpoolError, *_FAULTS) as error:
             failure = self._as_spool_error(error)
         except BaseException as error:  # noqa: BLE001 - nobody above: it would end in the hook for broken threads
@@ -496,6 +499,9 @@ class _Writer:
                 gone = self._files != self._look_at_files()
                 stale = stale or self._ownership is None or not self._ownership.holds
                 self._looked_at_files = time.monotonic()
+                self._has_skipped_look = False
+            else:
+                self._has_skipped_look = True
         if self._database is not None and usable and not gone and not stale:
             return self._database
         now = time.monotonic()
@@ -566,12 +572,15 @@ class _Writer:
     def _wait(self) -> _Said:
         self.at_work.release()
         try:
-            return self._inbox.get(timeout=_RETRY_INTERVAL if self._owed else None)
+            timeout = _LOOK_INTERVAL if self._has_skipped_look else _RETRY_INTERVAL if self._owed else None
+            return self._inbox.get(timeout=timeout)
         finally:
             self.at_work.acquire()
 
     def _write(self, appended: list[Operation]) -> None:
         if not appended and not self._owed:
+            if self._has_skipped_look:
+                self._look_at_last()
             return
         error: SpoolError | None = None
         try:
@@ -606,6 +615,15 @@ class _Writer:
         else:  # at most; what was deleted counts at the next look
             used += sum([len(operation[0]) for operation in appended])
         self._picture = Written(0, None, used, self._database.dead_letters, self._database.quarantined)
+
+    def _look_at_last(self) -> None:
+        """See whether the file is still there, and write it anew if it is not: nothing else may come after this."""
+        self._has_skipped_look = False
+        if self._database is not None:
+            try:
+                self._mend(to_write=True)
+            except (SpoolError, *_FAULTS) as error:
+                self._name_fault(error)
 
     def _commit(self, appended: list[Operation]) -> None:
         """Write everything in one transaction."""

@@ -74,6 +74,11 @@ async def send_in_order(client: HttpClient, operations: Sequence[Operation], cal
     """Send each operation by its v1 call and stop at the first that is undecided: order comes before speed."""
     rejected: dict[int, Rejection] = {}
     for index, operation in enumerate(operations):
+        try:
+            refuse_unsayable(operation)  # again: a spool may bring what another transport was to send
+        except InvalidOperationError as error:
+            rejected[index] = Rejection("unsayable", error.field, error.reason)
+            continue
         method, path, body = translate(operation)
         await call.gate()
         # Only the first one can have been sent before: a repeat begins where the last attempt stopped.

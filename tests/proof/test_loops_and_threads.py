@@ -156,6 +156,7 @@ async def test_threads_that_enqueue_during_close_get_an_answer(
     tracker = new_tracker(sim, tmp_path, kept)
     await tracker.start()
     futures: dict[int, list[concurrent.futures.Future[None]]] = defaultdict(list)
+    turned_away: list[int] = []
     started = threading.Barrier(THREADS + 1)
 
     def work(thread: int) -> None:
@@ -164,6 +165,7 @@ async def test_threads_that_enqueue_during_close_get_an_answer(
             try:
                 future = tracker.enqueue_threadsafe(f"t-{thread}", "e", {"n": n})
             except TrackerClosedError:
+                turned_away.append(thread)
                 break
             futures[thread].append(future)
             if n % abreast == abreast - 1 and future.exception(timeout=20) is not None:
@@ -179,7 +181,9 @@ async def test_threads_that_enqueue_during_close_get_an_answer(
     resolved = {thread: [future.exception(timeout=5) for future in mine] for thread, mine in futures.items()}
     errors = [error for outcomes in resolved.values() for error in outcomes if error is not None]
     assert all(isinstance(error, TrackerClosedError) for error in errors)
-    assert 0 < len(errors) <= THREADS * abreast
+    refused = {thread for thread, outcomes in resolved.items() if any(error is not None for error in outcomes)}
+    assert refused | set(turned_away) == set(range(THREADS))
+    assert len(errors) <= THREADS * abreast
     succeeded = {
         thread: [n for n, error in enumerate(outcomes) if error is None] for thread, outcomes in resolved.items()
     }

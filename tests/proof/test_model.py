@@ -246,6 +246,7 @@ class Model(RuleBasedStateMachine):
         self.hear_callers()
         off = {event for event in self.undecided - set(self.disk.events()) if event[0] == person} - self.loose
         self.take_away(off)
+        assert off - self.gone <= {event for call in self.calls for event in call.events}
         assert len(off) <= count
 
     def take_away(self, off: set[Event]) -> None:
@@ -278,8 +279,8 @@ class Model(RuleBasedStateMachine):
         """The loop ends without ``close``, by the last resort of ``asyncio.run`` or without a word."""
         self.healthy = healthy
         self.answer_open_calls()
-        if politely:
-            tasks = self.loop.tasks()
+        tasks = self.loop.tasks()
+        if politely and tasks:
             for task in tasks:
                 task.cancel()
             with warnings.catch_warnings():
@@ -288,8 +289,9 @@ class Model(RuleBasedStateMachine):
         self.bury_the_loop()
         if self.kept:
             self.accepted |= set(self.disk.events())  # also those whose callers never heard of it
-        if self.tracker.stats().state == "draining":
-            # A last resort had begun in the very step in which the loop stopped: only close() goes on with it.
+        if self.tracker.stats().state in ("draining", "closed"):
+            # A last resort had begun in the very step in which the loop stopped: only close() goes on with it, or the
+            # next last resort ends it.
             self.run(self.tracker.close())
             self.where_everything_is()
             self.begin()
