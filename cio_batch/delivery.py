@@ -331,6 +331,8 @@ class Delivery:
         for flight in list(self._flights):
             if not numbers.isdisjoint([operation[3] for operation in flight]):
                 self._purged |= numbers
+                for segment in list(flight.segments)[1:]:  # of a call that was split
+                    self._drop_purged(flight, segment)
                 if flight.task is not None and not flight.segments[0].is_out:
                     flight.task.cancel()  # its operations return to the backlog, and those of them are dropped there
 
