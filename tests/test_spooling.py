@@ -392,6 +392,82 @@ async def test_who_waits_for_room_on_disk_gets_it_in_turn(path: Path) -> None:
     assert arrived == [n for n in range(100) if n != 98]
 
 
+async def full(path: Path, **arguments: Any) -> CioBatchTracker:
+    """A tracker whose spool has no room for 20 KB more, and for a small event."""
+    tracker = CioBatchTracker(
+        spool=SqliteSpool(path, max_bytes=1_000_000),
+        transport=Told(),
+        retry=PATIENT,
+        flush_interval=600.0,
+        **{"enqueue_timeout": 0.1, **arguments},
+    )
+    await tracker.start()
+    with pytest.raises(QueueFullError):
+        for n in range(80):
+            await tracker.enqueue("u", "seen", {"n": n, "fill": "x" * 20_000})
+    return tracker
+
+
+async def test_a_small_operation_does_not_overtake_who_waits(path: Path) -> None:
+    """There is room for it and not for the large one before it: it waits behind."""
+    tracker = await full(path, enqueue_timeout=0.3, overflow="block")
+    async with tracker:
+        large = asyncio.create_task(tracker.enqueue("u", "seen", {"fill": "x" * 20_000}))
+        await asyncio.sleep(0)
+        small = asyncio.create_task(tracker.enqueue("u", "seen", {"n": -1}))
+        first, _ = await asyncio.wait([large, small], return_when=asyncio.FIRST_COMPLETED)
+        assert first == {large}
+        with pytest.raises(QueueFullError):
+            await large
+        await small  # as soon as that one has given up
+        await tracker.close(0)
+    assert numbers(path)[-1] == -1
+
+
+async def test_who_waits_for_room_on_disk_is_turned_away_by_close(path: Path) -> None:
+    """At once, and nothing of theirs is on disk."""
+    tracker = await full(path)
+    waiting = asyncio.create_task(tracker.enqueue("u", "seen", {"n": -1, "fill": "x" * 20_000}))
+    await asyncio.sleep(0)
+    await tracker.close(0)
+    with pytest.raises(TrackerClosedError):
+        await waiting
+    assert_conserved(tracker)
+    assert -1 not in numbers(path)
+
+
+async def test_threads_meet_the_bounds_of_the_disk_too(path: Path) -> None:
+    """Who waits gives up after the timeout."""
+    tracker = await full(path)
+    async with tracker:
+        future = await asyncio.to_thread(tracker.enqueue_threadsafe, "u", "seen", {"fill": "x" * 20_000})
+        with pytest.raises(QueueFullError):
+            await asyncio.wrap_future(future)
+        assert_conserved(tracker)
+        await tracker.close(0)
+
+
+async def test_what_a_thread_enqueues_is_dropped_where_the_policy_says_so(path: Path) -> None:
+    """The future is done; the drop is counted."""
+    tracker = CioBatchTracker(
+        spool=SqliteSpool(path, max_bytes=1_000_000),
+        transport=Told(),
+        retry=PATIENT,
+        flush_interval=600.0,
+        overflow="drop_newest",
+    )
+    async with tracker:
+        for n in range(60):
+            await tracker.enqueue("u", "seen", {"n": n, "fill": "x" * 20_000})
+        before = tracker.stats().dropped
+        assert before > 0
+        future = await asyncio.to_thread(tracker.enqueue_threadsafe, "u", "seen", {"fill": "x" * 20_000})
+        async with asyncio.timeout(10):
+            await asyncio.wrap_future(future)
+        assert assert_conserved(tracker).dropped == before + 1
+        await tracker.close(0)
+
+
 # ----------------------------------------------------------------------------------------- outage, circuit, poison
 
 
