@@ -888,7 +888,7 @@ async def test_room_that_others_make_is_noticed(path: Path) -> None:
         async def fill() -> asyncio.Task[None]:
             while True:
                 caller = asyncio.create_task(tracker.enqueue("gone", "seen", large))
-                await asyncio.wait([caller], timeout=0.5)
+                await asyncio.wait([caller], timeout=1.0)
                 await until(lambda: tracker.stats().pending + tracker.stats().in_flight == 0)
                 if not caller.done():
                     return caller

@@ -453,7 +453,7 @@ MACHINES = [
     WithSpoolDroppingNew,
     WithSpoolRaising,
 ]
-LIMITS = settings(max_examples=80, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+LIMITS = settings(max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.usefixtures("_silence")
