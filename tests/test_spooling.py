@@ -864,13 +864,12 @@ async def test_what_the_disk_refuses_is_refused_to_the_caller(tmp_path: Path) ->
         assert stats.accepted == 1
         assert stats.spool_fault is not None
         gone.rename(folder)
-        with contextlib.suppress(SpoolError):
-            async with asyncio.timeout(10):
-                while True:  # it is tried again once a second
-                    with contextlib.suppress(SpoolError):
-                        await tracker.enqueue("u", "seen", {"n": 3})
-                        break
-                    await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            while True:  # it is tried again once a second
+                with contextlib.suppress(SpoolError):
+                    await tracker.enqueue("u", "seen", {"n": 3})
+                    break
+                await asyncio.sleep(0.05)
         stats = assert_conserved(tracker)
         assert (stats.accepted, stats.spool_fault) == (2, None)
         await tracker.close(0)

@@ -44,7 +44,7 @@ class Written:
     Attributes:
         appended: How many of the operations that were appended, oldest first, this is about.
         error: Why they were not written, ``None`` when they are durable.
-        used_bytes: What the spool takes on disk now.
+        used_bytes: What the spool takes on disk now; for an instant, under load, what it takes at most.
         dead_letters: How many it keeps now.
         quarantined: How many rows are set aside now.
         fault: Why acknowledgements cannot be written at the moment; they are tried again.

@@ -59,7 +59,7 @@ T = TypeVar("T")
 Purged: TypeAlias = Callable[[Sequence[int]], None]
 
 _MAX_GROUP: Final = 5_000  # operations in one transaction
-_MAX_MESSAGE: Final = 1_000  # operations that are taken into one together
+_MAX_MESSAGE: Final = 1_000  # operations in one message to the thread
 _PIECE: Final = 50  # acknowledgements in one transaction when the disk is full
 _BUSY: Final = 16  # operations in one transaction, from which on the file is looked for less often
 _LOOK_INTERVAL: Final = 0.02  # seconds between two such looks

@@ -281,6 +281,25 @@ async def test_no_row_is_lost_with_a_page_that_holds_none(
     assert len(kept_files(path)) == 1
 
 
+@pytest.mark.parametrize("page_size", [1_024, 4_096, 65_536])
+async def test_pages_have_the_size_that_the_file_says(tmp_path: Path, page_size: int) -> None:
+    """A file that was made with other pages: its size is told, and one damaged page costs the rows on it alone."""
+    path = large(tmp_path / "events.db")
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+        connection.execute(f"PRAGMA page_size={page_size}")
+        connection.execute("VACUUM")
+    connection.close()
+    database = Database(path)
+    assert database.used_bytes() == path.stat().st_size
+    database.close()
+    raw = path.read_bytes()
+    leaf = next(n for n in range(20, len(raw) // page_size) if raw[n * page_size] == 13)
+    on_it = int.from_bytes(raw[leaf * page_size + 3 : leaf * page_size + 5], "big")
+    overwrite(path, leaf * page_size, bytes(page_size))
+    assert len(await numbers_of(path)) == 2_000 - on_it < 2_000
+
+
 @pytest.mark.parametrize("destroyed", [(1,), (2,), (1, 2)])
 async def test_what_was_acknowledged_stays_away(tmp_path: Path, destroyed: tuple[int, ...]) -> None:
     """Pages that were emptied are still there, with all that stood in them: as SQLite leaves them on other builds."""
