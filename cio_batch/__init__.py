@@ -11,6 +11,7 @@ The rooms of this house; each imports only what stands above it.
     compiled.py      checks and writers that are written for the fields of one class               (pure)
     annotations.py   from an annotation to the type that it declares                               (pure)
     events.py        typed events and attributes of people                                         (pure)
+    speedups.py      the usual event's way, compiled from _speedups.c where there is a compiler     (pure)
     operations.py    everything that can be said to Customer.io, checked and encoded once          (pure)
     taxonomy.py      all events that there are: plain pairs checked, JSON Schema written           (pure)
     generation.py    JSON Schema → Python source of typed events                                   (pure)

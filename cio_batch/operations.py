@@ -8,7 +8,8 @@ Rules:
 1. What comes out of :func:`encode` is within every limit of the wire, and is valid JSON in UTF-8.
 2. A refused operation leaves nothing behind, and the caller's objects are never changed.
 3. Id (ULID) and timestamp are fixed here, or checked here where the caller gave them.
-4. :func:`encode_event` is the short way for the commonest operation and gives the very bytes of :func:`encode`.
+4. :func:`encode_event` is the short way for the commonest operation and gives the very bytes of :func:`encode`. Where
+   the extension was built, the usual event goes an even shorter one (``_speedups.c``), to the same bytes.
 
 How Python values are written: ``str``, ``int`` (64 bits), finite ``float``, ``bool``, ``None``, ``list``, ``tuple``
 and ``dict`` as in JSON; an aware ``datetime`` as unix seconds (an integer; a naive one is refused, its zone would be
@@ -40,6 +41,7 @@ import orjson
 from cio_batch.errors import InvalidOperationError
 from cio_batch.events import MAX_NAME_BYTES as MAX_NAME_BYTES  # one of the limits of this module, too
 from cio_batch.events import CioEvent, Declared, UserAttributes
+from cio_batch.speedups import event_encoder
 from cio_batch.values import MAX_ATTRIBUTE_NAME_BYTES as MAX_ATTRIBUTE_NAME_BYTES
 
 MAX_OPERATION_BYTES: Final = 32_000
@@ -452,7 +454,7 @@ _heads: dict[str, tuple[float, float, bytes, bytes]] = {}
 _MAX_CACHED_HEADS: Final = 4_096
 
 
-def encode_event(
+def encode_event_in_python(
     user_id: PersonId,
     name: str,
     data: Any,
@@ -461,7 +463,7 @@ def encode_event(
     now: float,
     new_id: Callable[[], str],
 ) -> Operation:
-    """Check and encode an event of a person: the hot path.
+    """Check and encode an event of a person: the hot path. Call it as ``encode_event``.
 
     Args:
         user_id: The person.
@@ -1078,3 +1080,16 @@ def _check_attributes(field: str, encoded: bytes) -> None:
             reason = f"is {size} bytes, at most {MAX_ATTRIBUTE_VALUE_BYTES} are allowed"
             where = _member(field, position, name)
             raise InvalidOperationError(where, reason, limit=MAX_ATTRIBUTE_VALUE_BYTES, actual=size)
+
+
+# ---------------------------------------------------------------------------------------------- the hot path, compiled
+
+encode_event = event_encoder(
+    encode_event_in_python,
+    heads=_heads,
+    dumps=orjson.dumps,
+    default=_plain,
+    options=_OPTIONS,
+    max_bytes=MAX_OPERATION_BYTES,
+    kind="person.event",
+)

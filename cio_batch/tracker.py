@@ -295,12 +295,7 @@ class CioBatchTracker(Generic[E]):
     def _begin_empty(self) -> None:
         """Set everything that is not an argument; after a fork the child begins here again."""
         self._state = _State.NEW
-        # Where operations are taken: the loop and the thread in which it runs; None and 0 while they are not. The loop
-        # runs, and in this thread: that answers "started?", "closed?" and "the right loop?" on the hot path. On Python
-        # 3.11 it costs 70 ns; get_running_loop() costs 180, because it asks the kernel for the process id.
-        self._open_loop: asyncio.AbstractEventLoop | None = None
-        self._open_thread = 0
-        self._is_running: Callable[[], bool] = bool
+        self._open_loop: asyncio.AbstractEventLoop | None = None  # in which operations are taken, while they are
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0  # in which it runs
         self._counters = Counters()
@@ -445,19 +440,8 @@ class CioBatchTracker(Generic[E]):
         if data is None and type(name) is not str and isinstance(name, CioEvent):
             name, data = name.event_name, name.wire_data() or None
         operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id)
-        # From here on the same as _admit and queue.offer, written out: their calls would cost a tenth of it all.
-        if get_ident() != self._open_thread or not self._is_running():
-            self._enter()
-        queue = self._queue
-        accepted_bytes = queue.accepted_bytes + len(operation[0])
-        if queue.accepted < queue.calm_operations and accepted_bytes < queue.calm_bytes:
-            queue.append(operation)
-            queue.accepted += 1
-            queue.accepted_bytes = accepted_bytes
-        elif not queue.offer(operation):
-            await self._wait_for_room(operation)
-        elif queue.batch_ready:
-            await self._yield()
+        if not self._queue.accept(operation):
+            await self._admit(operation)
 
     def _enqueue_guarded(
         self, user_id: PersonId, name: Any, data: Any, timestamp: float | dt.datetime | None, id: str | None
@@ -470,7 +454,7 @@ class CioBatchTracker(Generic[E]):
         operation = ops.encode_event(user_id, name, data, timestamp, id, time.time(), ids.new_id)
         if self._check is not None:
             self._check(operation)
-        if self._spooling is not None and get_ident() == self._open_thread and self._is_running():
+        if self._spooling is not None and self._queue.is_open():
             written = self._spooling.append(operation)
             if written is not None:
                 return written
@@ -1139,8 +1123,10 @@ class CioBatchTracker(Generic[E]):
             raise AssertionError(msg)
         self._state = state
         self._open_loop = self._loop if state in (_State.RUNNING, _State.HASTENING) else None
-        self._open_thread = 0 if self._open_loop is None else self._thread
-        self._is_running = bool if self._open_loop is None else self._open_loop.is_running
+        if self._open_loop is None:
+            self._queue.open_to(0, bool)
+        else:
+            self._queue.open_to(self._thread, self._open_loop.is_running)
 
     def _enter(self) -> None:
         """Make sure that operations are taken in the running loop: start, rebind, or say why not."""

@@ -39,7 +39,6 @@ from cio_batch.operations import (
     Phone,
     Relationship,
     encode,
-    encode_event,
 )
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
@@ -54,6 +53,26 @@ PLUS_2 = dt.timezone(dt.timedelta(hours=2))
 
 def said(draft: Draft) -> Operation:
     return encode(draft, now=NOW, new_id=lambda: ULID)
+
+
+def encode_event(
+    user_id: Any, name: Any, data: Any, timestamp: Any, id: Any, now: float, new_id: Callable[[], str]
+) -> Operation:
+    """The short way, in Python and compiled (once the Python one has made the head): they must agree."""
+    outcomes: list[Operation | Exception] = []
+    for way in (ops.encode_event_in_python, ops.encode_event):
+        try:
+            outcomes.append(way(user_id, name, data, timestamp, id, now, new_id))
+        except Exception as error:  # noqa: BLE001 - whatever it is, both must raise it
+            outcomes.append(error)
+    first, second = outcomes
+    if isinstance(first, Exception):
+        assert type(first) is type(second)
+        assert str(first) == str(second)
+        raise first
+    assert first == second
+    assert [type(part) for part in first] == [type(part) for part in second]
+    return first
 
 
 def refused(draft: Draft) -> InvalidOperationError:
