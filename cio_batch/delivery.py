@@ -446,15 +446,21 @@ class Delivery:
 
     async def _gate(self, segment: _Segment) -> None:
         """Wait for a pause to end and for the rate limit, and count the call."""
-        await self._wait_out_pause()
+        if self._pause > 0:
+            await self._wait_out_pause()
         if self._limiter is not None:
             await self._limiter.acquire()
             await self._wait_out_pause()  # one that began while this call queued for the limit
         self._counters.calls += 1
         segment.is_out = True
 
+    @property
+    def _pause(self) -> float:
+        """Seconds until anything may be sent."""
+        return max(self._resume_at, self._retry_after_until) - self._loop.time()
+
     async def _wait_out_pause(self) -> None:
-        while (seconds := max(self._resume_at, self._retry_after_until) - self._loop.time()) > 0:
+        while (seconds := self._pause) > 0:
             await self._sleep(seconds)
 
     def _take_note(self, judgement: Judgement, attempts: int) -> None:

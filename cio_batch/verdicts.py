@@ -131,6 +131,7 @@ class Judgement:
         return attrs.evolve(self, decided=max(0, min(self.decided, count)), rejected=rejected)
 
 
+_DELIVERED: Final = Judgement(1, status=200)
 _MAX_TEXT: Final = 500  # characters of a service's message that are kept
 _MAX_DETAILS: Final = 2_000  # as many as a batch has operations
 _TITLE: Final = re.compile(r"<title[^>]*>([^<]*)</title>", re.IGNORECASE)
@@ -168,6 +169,8 @@ def judge_call(answer: Answer, now: float) -> Judgement:
         answer: The answer.
         now: Unix seconds, for a ``Retry-After`` that is a date.
     """
+    if answer.status == 200 and answer.body == b"{}" and answer.complete:
+        return _DELIVERED  # what the service says nearly always
     if 200 <= answer.status < 300:
         return _judge_success(answer, 1)
     undecided = _undecided(answer, now)

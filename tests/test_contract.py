@@ -42,6 +42,7 @@ from cio_batch import (
 from cio_batch.settings import TRACK_HOSTS
 from cio_batch.transports import TrackV1Transport, TrackV2Transport, Transport
 from cio_batch.transports.http import basic_credentials
+from cio_batch.transports.track_v1 import _cut_event, translate
 
 from .conftest import assert_conserved
 
@@ -583,6 +584,31 @@ async def test_a_v1_body_says_what_the_operation_says(draft: Draft, body: Any) -
     async with recording() as recorder:
         [request] = await recorder.hear("v1", [draft])
     assert orjson.loads(request.body) == body
+
+
+_CUT_MARKS: Final = [',"identifiers":{"id":', '},"id":"', '","attributes":', '"}', "},", '"', "\\", "\u00fc"]
+_tricky = st.lists(st.sampled_from([*_CUT_MARKS, "a", "id"]), min_size=1, max_size=5).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_tricky, _tricky, st.none() | st.dictionaries(_tricky, _tricky | st.none() | st.dictionaries(_tricky, _tricky)))
+def test_an_event_cut_out_of_its_bytes_says_what_a_read_one_says(user_id: str, name: str, data: Any) -> None:
+    """No text is taken for the names between which the body of an event is cut; other orders of the parts are read."""
+    operation = operations.encode(operations.event(f"u{user_id}", name, data), now=1_700_000_000.0, new_id=lambda: ULID)
+    body, *others = operation
+    read = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)
+    assert _cut_event(body) is not None
+    assert _cut_event(read) is None
+    method, path, cut = translate(operation)
+    assert (method, path) == translate((read, *others))[:2]
+    assert cut is not None
+    assert orjson.loads(cut) == {
+        "name": name,
+        "timestamp": 1_700_000_000,
+        "id": ULID,
+        **({} if data is None else {"data": data}),
+    }
+    assert orjson.loads(cut) == orjson.loads(translate((read, *others))[2] or b"")
 
 
 @needs_document

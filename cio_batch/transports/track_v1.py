@@ -112,6 +112,9 @@ def refuse_unsayable(operation: Operation) -> None:
 
 def translate(operation: Operation) -> tuple[str, str, bytes | None]:
     """Return method, path (encoded) and body of the v1 call that says what the operation says."""
+    user_id = operation[1]
+    if type(user_id) is str and operation[2] == "person.event" and (body := _cut_event(operation[0])) is not None:
+        return "POST", f"/api/v1/customers/{quote(user_id, safe='')}/events", body
     wire: dict[str, Any] = orjson.loads(operation[0])
     kind, action = wire["type"], wire["action"]
     if kind == "delivery":
@@ -153,6 +156,28 @@ def translate(operation: Operation) -> tuple[str, str, bytes | None]:
     if action == "delete":
         return "DELETE", customer, None
     return "POST", f"{customer}/{action}", None  # suppress, unsuppress
+
+
+_BEFORE_NAME: Final = b'{"type":"person","action":"event",'
+_BEFORE_DATA: Final = b'","attributes":'
+
+
+def _cut_event(body: bytes) -> bytes | None:
+    """The v1 body of an event, cut out of its canonical form without reading it, which would take five times as long.
+
+    ``None`` for what has the parts in another order than ``encode`` gives them. No text can be taken for the names that
+    are looked for: its quotes are escaped.
+    """
+    name, _, rest = body.partition(b',"identifiers":{"id":')
+    _, _, rest = rest.partition(b'},"id":')
+    ulid, end = rest[:27], rest[27:]
+    if not name.startswith(_BEFORE_NAME):
+        return None
+    if end.startswith(_BEFORE_DATA):
+        return b"".join((b"{", name[len(_BEFORE_NAME) :], b',"id":', ulid, b'","data":', end[len(_BEFORE_DATA) :]))
+    if end == b'"}':
+        return b"".join((b"{", name[len(_BEFORE_NAME) :], b',"id":', ulid, end))
+    return None
 
 
 def _customer(wire: dict[str, Any]) -> str:
