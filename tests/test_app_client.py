@@ -20,6 +20,7 @@ import attrs
 import customerio
 import orjson
 import pytest
+from yarl import URL
 
 from cio_batch import (
     ApiError,
@@ -633,7 +634,7 @@ def test_a_client_serves_one_loop_after_the_other() -> None:
 
     async def use() -> int:
         async with Simulator() as sim:
-            client._http._origin = sim.url  # type: ignore[union-attr]
+            client._http._origin = URL(sim.url)  # type: ignore[union-attr]
             async with client:
                 await asyncio.gather(*[client.send_email(email()) for _ in range(5)])
             return sim.workspace.message_count

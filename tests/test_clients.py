@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import customerio
 import pytest
+from yarl import URL
 
 from cio_batch import (
     AccountRegion,
@@ -632,7 +633,7 @@ def test_a_client_is_made_anywhere_and_used_in_one_loop_after_the_other() -> Non
 
     async def use(port: int) -> int:
         async with Simulator(port=port) as sim:
-            client._http._origin = sim.url  # type: ignore[union-attr]
+            client._http._origin = URL(sim.url)  # type: ignore[union-attr]
             assert not client.is_open
             await client.track("u", "e")
             assert client.is_open

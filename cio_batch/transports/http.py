@@ -112,8 +112,7 @@ class HttpClient:
         if getattr(options.session, "auth", None) is not None:
             msg = "HttpOptions.session must be made without auth: aiohttp refuses to send it beside our credentials"
             raise ConfigurationError(msg, ("session",))
-        self._origin = origin
-        self._base = URL(origin, encoded=True)
+        self._origin = URL(origin, encoded=True)
         self._authorization = authorization
         self._options = options
         self._timeout = aiohttp.ClientTimeout(
@@ -190,7 +189,7 @@ class HttpClient:
     async def _follow(self, method: str, path: str, body: Body | None, headers: dict[str, str]) -> Answer:
         """Make one call, and follow its redirects as far as Rule 2 goes."""
         # Parsing it all anew takes three times as long.
-        url = URL(self._origin + path, encoded=True) if "?" in path else self._base.with_path(path, encoded=True)
+        url = URL(f"{self._origin}{path}", encoded=True) if "?" in path else self._origin.with_path(path, encoded=True)
         for _ in range(_MAX_REDIRECTS + 1):
             answer, location = await self._call(method, url, body, headers)
             if answer.status not in _REDIRECTS:
@@ -248,15 +247,13 @@ class HttpClient:
                 proxy=proxy,
             ) as response:
                 content, complete = await _read(response)
-                if response.status == 200:
-                    return Answer(200, content, complete=complete), None
                 answer = Answer(
                     response.status,
                     content,
                     retry_after=response.headers.get("Retry-After"),
                     complete=complete,
                 )
-                return answer, response.headers.get("Location")
+                return answer, response.headers.get("Location") if answer.status in _REDIRECTS else None
         except aiohttp.ClientConnectorError as error:
             return Answer(0, reason=f"no connection ({_kind(error)})", sent=False), None
         except aiohttp.ConnectionTimeoutError:
@@ -291,7 +288,7 @@ class HttpClient:
         return session
 
     def _may_follow(self, target: URL) -> bool:
-        if str(target.origin()) == str(URL(self._origin).origin()):
+        if str(target.origin()) == str(self._origin.origin()):
             return True
         host = target.host or ""
         return target.scheme == "https" and host.endswith(".customer.io") and target.port == 443
