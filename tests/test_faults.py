@@ -7,6 +7,7 @@ if one that it ordered never did.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
@@ -246,9 +247,12 @@ async def test_one_poisoned_operation_does_not_dam_up_the_rest(sim: Simulator) -
         for n in range(1_000):
             await tracker.enqueue(f"u-{n}", "e", {"n": n})
         deadline = time.monotonic() + 20
+        others = itertools.count(10_000)
         while tracker.stats().failed == 0 and time.monotonic() < deadline:
-            # Others must get through meanwhile: that is what tells a poisoned chunk from an outage.
-            await tracker.enqueue("busy", "e", {"n": 10_000 + len(told.verdicts)})
+            # Others must get through meanwhile: that is what tells a poisoned chunk from an outage. Each is somebody
+            # new: who once shared a chunk with the culprit is held back with it.
+            number = next(others)
+            await tracker.enqueue(f"other-{number}", "e", {"n": number})
             await asyncio.sleep(0.01)
         await tracker.flush(timeout=20)
         assert_conserved(tracker)
