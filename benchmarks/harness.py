@@ -22,7 +22,7 @@ from typing import Any
 
 import attrs
 
-from cio_batch import CioBatchTracker, Settings
+from cio_batch import CioBatchTracker, Settings, speedups
 
 _HERE = Path(__file__).parent
 
@@ -158,16 +158,18 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def in_child(script: str, *arguments: object) -> Any:
+def in_child(script: str, *arguments: object, **environment: str) -> Any:
     """Run a script in a process of its own and return what it printed last, parsed."""
     command = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def machine() -> str:
     """Where this was measured."""
-    return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    half = "without" if speedups.compiled is None else "with"
+    python = f"Python {platform.python_version()}, {half} the extension"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, {python}"
 
 
 def percentile(values: Sequence[float], share: float) -> float:

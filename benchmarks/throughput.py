@@ -43,12 +43,14 @@ class Runner:
         floor: The name of what it is compared with.
         share: How much of the events it gets; v1 is 70 times slower.
         uvloop: Whether it runs in uvloop.
+        extension: Whether the tracker may use its compiled half.
     """
 
     run: Run
     floor: str = "floor"
     share: float = 1.0
     uvloop: bool = False
+    extension: bool = True
 
 
 async def floor(url: str, workload: harness.Workload) -> None:
@@ -143,6 +145,7 @@ async def v1(url: str, workload: harness.Workload) -> None:
 RUNNERS = {
     "floor": Runner(floor),
     "ours": Runner(ours),
+    "ours, no extension": Runner(ours, extension=False),
     "ours, spool": Runner(spool, share=1 / 4),
     "floor, uvloop": Runner(floor, uvloop=True),
     "ours, uvloop": Runner(ours, floor="floor, uvloop", uvloop=True),
@@ -193,7 +196,8 @@ def main() -> None:
     with harness.Sink(options.latency) as sink:
         for _ in range(options.rounds):
             for name, measured in runs.items():
-                measured.append(harness.in_child(__file__, *flags, "--child", name, sink.url))
+                without = {} if RUNNERS[name].extension else {"CIO_BATCH_NO_EXTENSIONS": "1"}
+                measured.append(harness.in_child(__file__, *flags, "--child", name, sink.url, **without))
         counts = sink.counts()
     medians = {
         name: {key: statistics.median(run[key] for run in measured) for key in measured[0]}
