@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def test_new_id(benchmark: Any) -> None:
 
 
 def test_queue(benchmark: Any) -> None:
-    """Offer operations one by one, and take them all at once."""
+    """Take operations one by one, in the way of ``enqueue``, and hand them over all at once."""
     operations = encoded()
 
     async def measure() -> None:
@@ -149,10 +150,13 @@ def test_queue(benchmark: Any) -> None:
             on_batch=lambda: None,
         )
 
+        queue.open_to(threading.get_ident(), asyncio.get_running_loop().is_running)
+
         def run() -> None:
-            offer = queue.offer
+            accept = queue.accept
             for operation in operations:
-                offer(operation)
+                if not accept(operation):
+                    queue.offer(operation)
             _, nbytes = queue.take_all()
             queue.release(EVENTS, nbytes)
 
