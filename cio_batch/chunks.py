@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, TypeAlias, cast
 
@@ -39,6 +39,9 @@ _Plain: TypeAlias = tuple[bytes, Key, str, int]
 # without moving the rest.
 _Lane: TypeAlias = list[Operation] | deque[Operation]
 _SHORT: Final = 64
+_LONG: Final = 8  # from here on a lane is taken from in bulk
+_RUN: Final = 64  # at a time, because the next ones may be too large to fit
+_FEW: Final = 4  # operations of a person among those held back, from which on they are held back in bulk
 
 
 @attrs.frozen(eq=False)
@@ -286,6 +289,15 @@ class Backlog:
             if lane is None or key in self._out or key in closed:
                 continue
             while lane:
+                if len(lane) >= _LONG and not alone:
+                    run, size = self._fitting_run(lane, room, left, first=not operations)
+                    if run:
+                        _remove_heads(lane, len(run))
+                        operations += run
+                        keys.add(key)
+                        room -= size
+                        left -= len(run)
+                        continue
                 operation = lane[0]
                 body, whom, kind, _ = operation
                 size = len(body) + SEPARATOR_BYTES
@@ -326,6 +338,19 @@ class Backlog:
                 self._await_turn(key)
         # What is apart is not mixed with what is fresh; it finds its own kind in the lanes.
         return room, full or alone
+
+    def _fitting_run(self, lane: _Lane, room: int, left: int, *, first: bool) -> tuple[list[Operation], int]:
+        """The plain operations at the head of a long lane that fit, with their bytes, commas included.
+
+        None, where others are among them: these are taken one by one, which costs four times as much.
+        """
+        likely = room // (len(lane[0][0]) + SEPARATOR_BYTES) + 1  # fit, if they are all alike; the caller comes again
+        run = list(itertools.islice(lane, min(left, likely, _RUN)))
+        if not _PLAIN_KINDS.issuperset([operation[2] for operation in run]):
+            return [], 0
+        sums = list(itertools.accumulate([len(operation[0]) + SEPARATOR_BYTES for operation in run]))
+        fitting = max(bisect_right(sums, room), first)  # the first one of all has a body of its own
+        return run[:fitting], sums[fitting - 1] if fitting else 0
 
     def _await_turn(self, key: Key) -> None:
         """Let a lane be tried by the next chunk: at once if it is due, else by the next full one."""
@@ -370,7 +395,10 @@ class Backlog:
 
             size = self._fresh_bytes + len(run) * SEPARATOR_BYTES  # if the run is all there is
             cut = False
-            if waiting or len(run) < len(fresh) or size > room:
+            nobody_goes = names <= waiting
+            if nobody_goes:
+                size = 0
+            elif waiting or len(run) < len(fresh) or size > room:
                 sizes = [0 if key in waiting else len(body) + SEPARATOR_BYTES for body, key, _, _ in run]
                 sums = list(itertools.accumulate(sizes))
                 fitting = bisect_right(sums, room)
@@ -380,7 +408,11 @@ class Backlog:
                         fitting = 1  # it has a body of its own
                     del run[fitting:]
                 size = sums[fitting - 1] if fitting else 0
-            if waiting or cut:
+            if nobody_goes:
+                taken: list[_Plain] = []
+                self._hold_back(run, run)
+                held += len(run)
+            elif waiting or cut:
                 taken = [operation for operation in run if operation[1] not in waiting]
                 keys.update([operation[1] for operation in taken])
                 if len(taken) < len(run):
@@ -405,20 +437,30 @@ class Backlog:
     def _hold_back(self, held: list[_Plain], run: list[_Plain]) -> None:
         """Put plain operations, which are among those of ``run`` at the head of what is fresh, into their lanes."""
         lanes, rested = self._lanes, self._rested
-        for operation in held:
-            key = operation[1]
-            lane = lanes.get(key)
-            if lane is None:
-                lanes[key] = [operation]
-            elif len(lane) != _SHORT:
-                lane.append(operation)
-            else:
-                self._lane_of(key).append(operation)
+        names = {operation[1] for operation in held}
+        if len(names) * _FEW < len(held):
+            groups: defaultdict[Key, list[Operation]] = defaultdict(list)
+            for operation in held:
+                groups[operation[1]].append(operation)
+            for key, group in groups.items():
+                longer = self._lane_of(key)
+                if isinstance(longer, list) and len(longer) + len(group) > _SHORT:
+                    longer = lanes[key] = deque(longer)
+                longer.extend(group)
+        else:
+            for operation in held:
+                key = operation[1]
+                lane = lanes.get(key)
+                if lane is None:
+                    lanes[key] = [operation]
+                elif len(lane) != _SHORT:
+                    lane.append(operation)
+                else:
+                    self._lane_of(key).append(operation)
         if rested:
             self._rested_operations += sum([operation[1] in rested for operation in held])
         self._fresh_bytes -= sum([len(operation[0]) for operation in held])
         if self._due_fresh:
-            names = {operation[1] for operation in held}
             self._due_lanes |= names & {operation[1] for operation in run[: self._due_fresh]}
 
     def _take_singly(self, operations: list[Operation], keys: set[Key], closed: set[Key], room: int) -> int:
@@ -526,6 +568,14 @@ class Backlog:
 def _keys(operation: Operation) -> tuple[Key, ...]:
     key = operation[1]
     return key if isinstance(key, tuple) else (key,)
+
+
+def _remove_heads(lane: _Lane, count: int) -> None:
+    if isinstance(lane, list):
+        del lane[:count]
+    else:
+        for _ in range(count):
+            lane.popleft()
 
 
 def _remove_head(lane: _Lane) -> None:
