@@ -344,6 +344,8 @@ class Backlog:
 
         None, where others are among them: these are taken one by one, which costs four times as much.
         """
+        if left <= 0 or room <= 0:  # the one before had a body of its own
+            return [], 0
         likely = room // (len(lane[0][0]) + SEPARATOR_BYTES) + 1  # fit, if they are all alike; the caller comes again
         run = list(itertools.islice(lane, min(left, likely, _RUN)))
         if not _PLAIN_KINDS.issuperset([operation[2] for operation in run]):

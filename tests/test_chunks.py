@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -311,6 +311,42 @@ def test_a_person_who_is_out_holds_back_nobody_else() -> None:
     assert waiting.take() is None
     waiting.release(chunk)
     assert same(take(waiting).operations, [third])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([1, 5, 90, 300]), st.integers(0, 40).map(bool)), min_size=1, max_size=200),
+    st.sampled_from([3, 40, 1_000]),
+    st.sampled_from([100, 350, 5_000]),
+)
+def test_a_long_lane_is_emptied_in_order_and_in_full_chunks(
+    sizes: list[tuple[int, bool]], max_operations: int, max_bytes: int
+) -> None:
+    """What waits behind one person goes in order; a chunk ends where the next one does not fit, or at a delete."""
+    waiting = backlog(max_operations=max_operations, max_bytes=max_bytes)
+    add(waiting, operation("hot"))
+    waiting.expire()
+    first = take(waiting)
+    held = [operation("hot", "person.event" if plain else "person.delete", size) for size, plain in sizes]
+    add(waiting, *held)
+    waiting.expire()
+    assert waiting.take() is None
+    assert len(waiting) == len(held)
+    waiting.release(first)
+    gone = 0
+    while gone < len(held):
+        chunk = take(waiting)
+        count, body = len(chunk.operations), ENVELOPE_BYTES - 1 + sum(len(each[0]) + 1 for each in chunk.operations)
+        assert same(chunk.operations, held[gone : gone + count])
+        assert count <= max_operations
+        assert body <= max_bytes or count == 1
+        assert all(each[2] == "person.event" for each in chunk.operations[:-1])
+        gone += count
+        if gone < len(held) and chunk.operations[-1][2] == "person.event":
+            assert count == max_operations or body + len(held[gone][0]) + 1 > max_bytes
+        waiting.release(chunk)
+    assert waiting.take() is None
+    assert len(waiting) == 0
 
 
 def test_a_chunk_is_filled_past_those_who_are_held_back() -> None:
