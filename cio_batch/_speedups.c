@@ -3,7 +3,7 @@
  * Rules:
  *
  * 1. Optional. Without it cio_batch does the same, slower; what stands here also stands in operations.py
- *    (`encode_event_in_python`) and in queues.py (`DoorInPython`), and tests hold the two together, byte by byte.
+ *    (`_encode_event_in_python`) and in queues.py (`DoorInPython`), and tests hold the two together, byte by byte.
  * 2. It knows no rule that it could break: where it is not sure that an event is the usual one and within every limit,
  *    the Python side has the word, and only the Python side refuses.
  * 3. The limited API of Python 3.11, so that one wheel for a platform serves every later Python.
@@ -165,7 +165,7 @@ done:
 
 PyDoc_STRVAR(encode_event_doc,
              "encode_event($self, user_id, name, data, timestamp, id, now, new_id)\n--\n\n"
-             "Check and encode an event of a person: see operations.encode_event_in_python.");
+             "Check and encode an event of a person: see operations._encode_event_in_python.");
 
 static PyObject *
 encode_event(PyObject *bound, PyObject *const *args, Py_ssize_t size, PyObject *names)

@@ -454,7 +454,7 @@ _heads: dict[str, tuple[float, float, bytes, bytes]] = {}
 _MAX_CACHED_HEADS: Final = 4_096
 
 
-def encode_event_in_python(
+def _encode_event_in_python(
     user_id: PersonId,
     name: str,
     data: Any,
@@ -1085,7 +1085,7 @@ def _check_attributes(field: str, encoded: bytes) -> None:
 # ---------------------------------------------------------------------------------------------- the hot path, compiled
 
 encode_event = event_encoder(
-    encode_event_in_python,
+    _encode_event_in_python,
     heads=_heads,
     dumps=orjson.dumps,
     default=_plain,

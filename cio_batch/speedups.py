@@ -46,7 +46,7 @@ def event_encoder(
     """Return ``in_python``, or what gives the usual event the same bytes sooner and leaves all others to it.
 
     Args:
-        in_python: As ``operations.encode_event_in_python``.
+        in_python: As ``operations._encode_event_in_python``.
         heads: By name: since when and until when (unix seconds) the bytes that follow are those before the person.
         dumps: ``orjson.dumps``, called with ``default`` and ``options``.
         default: See ``dumps``.

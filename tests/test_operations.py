@@ -60,7 +60,7 @@ def encode_event(
 ) -> Operation:
     """The short way, in Python and compiled (once the Python one has made the head): they must agree."""
     outcomes: list[Operation | Exception] = []
-    for way in (ops.encode_event_in_python, ops.encode_event):
+    for way in (ops._encode_event_in_python, ops.encode_event):
         try:
             outcomes.append(way(user_id, name, data, timestamp, id, now, new_id))
         except Exception as error:  # noqa: BLE001 - whatever it is, both must raise it
