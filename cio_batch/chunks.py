@@ -39,7 +39,7 @@ _Plain: TypeAlias = tuple[bytes, Key, str, int]
 # without moving the rest.
 _Lane: TypeAlias = list[Operation] | deque[Operation]
 _SHORT: Final = 64
-_LONG: Final = 8  # from here on a lane is taken from in bulk
+_BULK: Final = 8  # a lane of so many is taken from in bulk
 _RUN: Final = 64  # at a time, because the next ones may be too large to fit
 _FEW: Final = 4  # operations of a person among those held back, from which on they are held back in bulk
 
@@ -289,7 +289,7 @@ class Backlog:
             if lane is None or key in self._out or key in closed:
                 continue
             while lane:
-                if len(lane) >= _LONG and not alone:
+                if len(lane) >= _BULK and not alone:
                     run, size = self._fitting_run(lane, room, left, first=not operations)
                     if run:
                         _remove_heads(lane, len(run))
@@ -351,7 +351,7 @@ class Backlog:
         if not _PLAIN_KINDS.issuperset([operation[2] for operation in run]):
             return [], 0
         sums = list(itertools.accumulate([len(operation[0]) + SEPARATOR_BYTES for operation in run]))
-        fitting = max(bisect_right(sums, room), first)  # the first one of all has a body of its own
+        fitting = bisect_right(sums, room) or int(first)  # the first one of all has a body of its own
         return run[:fitting], sums[fitting - 1] if fitting else 0
 
     def _await_turn(self, key: Key) -> None:
