@@ -1,9 +1,11 @@
-/* The two steps that every event takes, compiled: the usual event becomes bytes, and the bytes enter the queue.
+/* What every event goes through, compiled: it becomes bytes, is held as one piece of memory, enters the queue, and is
+ * joined with others into a body.
  *
  * Rules:
  *
  * 1. Optional. Without it cio_batch does the same, slower; what stands here also stands in operations.py
- *    (`_encode_event_in_python`) and in queues.py (`DoorInPython`), and tests hold the two together, byte by byte.
+ *    (`IN_PYTHON`, `_encode_event_in_python`) and in queues.py (`DoorInPython`), and tests hold
+ *    the two together, byte by byte.
  * 2. It knows no rule that it could break: where it is not sure that an event is the usual one and within every limit,
  *    the Python side has the word, and only the Python side refuses.
  * 3. The limited API of Python 3.11, so that one wheel for a platform serves every later Python.
@@ -13,14 +15,247 @@
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
+#include <limits.h>
 #include <stddef.h>
 #include <string.h>
 #include <structmember.h>
 
+#define LENGTH(literal) ((Py_ssize_t)sizeof(literal) - 1)
+#define PUT(at, from, size) (memcpy(at, from, (size_t)(size)), (at) += (size))
+
+/* --------------------------------------------------------------------------------------------------- Operation */
+
+/* One piece of memory for all of it. As a tuple of bytes, text and number it took 180 bytes beyond the encoded ones, 64
+ * of them for the person's id, which stands in the body anyway: so where it can be cut out of there, it is. */
+typedef struct {
+    PyObject_VAR_HEAD /* its size: the bytes of the body */
+    PyObject *key;    /* NULL where it is the text in the body between the next two */
+    unsigned short key_begin;
+    unsigned short key_end;
+    PyObject *kind;
+    long long number;
+    char body[1];
+} Operation;
+
+#define BODY_SIZE(operation) Py_SIZE(operation)
+
+static Operation *
+new_operation(PyTypeObject *type, Py_ssize_t size, PyObject *kind)
+{
+    Operation *operation = (Operation *)_PyObject_NewVar(type, size);
+    if (operation != NULL) {
+        operation->key = NULL;
+        operation->key_begin = operation->key_end = 0;
+        Py_INCREF(kind);
+        operation->kind = kind;
+        operation->number = 0;
+    }
+    return operation;
+}
+
+static PyObject *
+operation_new(PyTypeObject *type, PyObject *args, PyObject *named)
+{
+    static char *names[] = {"body", "key", "kind", "number", NULL};
+    PyObject *body, *key, *kind;
+    long long number = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, named, "SOU|L:Operation", names, &body, &key, &kind, &number)) {
+        return NULL;
+    }
+    Operation *operation = new_operation(type, PyBytes_Size(body), kind);
+    if (operation != NULL) {
+        Py_INCREF(key);
+        operation->key = key;
+        operation->number = number;
+        memcpy(operation->body, PyBytes_AsString(body), (size_t)PyBytes_Size(body));
+    }
+    return (PyObject *)operation;
+}
+
+static void
+operation_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    Py_XDECREF(((Operation *)self)->key);
+    Py_DECREF(((Operation *)self)->kind);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *
+operation_body(PyObject *self, void *ignored)
+{
+    return PyBytes_FromStringAndSize(((Operation *)self)->body, BODY_SIZE(self));
+}
+
+static PyObject *
+operation_key(PyObject *self, void *ignored)
+{
+    Operation *operation = (Operation *)self;
+    if (operation->key == NULL) {
+        return PyUnicode_FromStringAndSize(operation->body + operation->key_begin,
+                                           operation->key_end - operation->key_begin);
+    }
+    Py_INCREF(operation->key);
+    return operation->key;
+}
+
+static Py_ssize_t
+operation_length(PyObject *self)
+{
+    return BODY_SIZE(self);
+}
+
+static PyObject *
+operation_repr(PyObject *self)
+{
+    Operation *operation = (Operation *)self;
+    return PyUnicode_FromFormat("Operation(body=<%zd bytes>, key=<hidden>, kind=%R, number=%lld)", BODY_SIZE(self),
+                                operation->kind, operation->number);
+}
+
+static PyObject *
+operation_compare(PyObject *self, PyObject *other, int question)
+{
+    if ((question != Py_EQ && question != Py_NE) || Py_TYPE(self) != Py_TYPE(other)) {
+        Py_RETURN_NOTIMPLEMENTED;
+    }
+    Operation *one = (Operation *)self, *another = (Operation *)other;
+    int same = BODY_SIZE(self) == BODY_SIZE(other) && one->number == another->number
+               && memcmp(one->body, another->body, (size_t)BODY_SIZE(self)) == 0;
+    if (same) {
+        same = PyObject_RichCompareBool(one->kind, another->kind, Py_EQ);
+    }
+    if (same > 0) {
+        PyObject *key = operation_key(self, NULL), *other_key = operation_key(other, NULL);
+        same = key == NULL || other_key == NULL ? -1 : PyObject_RichCompareBool(key, other_key, Py_EQ);
+        Py_XDECREF(key);
+        Py_XDECREF(other_key);
+    }
+    return same < 0 ? NULL : PyBool_FromLong(same == (question == Py_EQ));
+}
+
+static PyMemberDef operation_members[] = {
+    {"kind", T_OBJECT_EX, offsetof(Operation, kind), READONLY, NULL},
+    {"number", T_LONGLONG, offsetof(Operation, number), 0, NULL},
+    {NULL}};
+
+static PyGetSetDef operation_getters[] = {
+    {"body", operation_body, NULL, NULL, NULL}, {"key", operation_key, NULL, NULL, NULL}, {NULL}};
+
+PyDoc_STRVAR(operation_doc, "Operation(body, key, kind, number=0)\n--\n\nSee operations.Operation.");
+
+static PyType_Slot operation_slots[] = {
+    {Py_tp_doc, (void *)operation_doc},       {Py_tp_new, operation_new},
+    {Py_tp_dealloc, operation_dealloc},       {Py_tp_members, operation_members},
+    {Py_tp_getset, operation_getters},        {Py_sq_length, operation_length},
+    {Py_tp_repr, operation_repr},             {Py_tp_richcompare, operation_compare},
+    {Py_tp_hash, PyObject_HashNotImplemented}, {0, NULL}};
+
+/* Not for the garbage collector: what it refers to refers to nothing. */
+static PyType_Spec operation_spec = {"cio_batch._speedups.Operation", offsetof(Operation, body), 1, Py_TPFLAGS_DEFAULT,
+                                     operation_slots};
+
+static int
+is_operation_type(PyTypeObject *type)
+{
+    return PyType_GetSlot(type, Py_tp_dealloc) == (void *)operation_dealloc; /* nothing can inherit it */
+}
+
+/* How many operations there are in what must be a list of nothing else; -1 with an exception where it is not. */
+static Py_ssize_t
+count_of(PyObject *operations)
+{
+    Py_ssize_t count = PyList_CheckExact(operations) ? PyList_Size(operations) : -1;
+    PyTypeObject *type = NULL;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyTypeObject *next = Py_TYPE(PyList_GetItem(operations, i));
+        if (next != type && !is_operation_type(next)) {
+            count = -1;
+        }
+        type = next;
+    }
+    if (count < 0) {
+        PyErr_SetString(PyExc_TypeError, "operations must be a list of operations");
+    }
+    return count;
+}
+
+PyDoc_STRVAR(join_doc, "join($module, operations, /)\n--\n\nThe bodies with commas between them.");
+
+static PyObject *
+join(PyObject *module, PyObject *operations)
+{
+    Py_ssize_t count = count_of(operations);
+    if (count < 0) {
+        return NULL;
+    }
+    Py_ssize_t size = count > 0 ? count - 1 : 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        size += BODY_SIZE(PyList_GetItem(operations, i));
+    }
+    PyObject *joined = PyBytes_FromStringAndSize(NULL, size);
+    if (joined == NULL) {
+        return NULL;
+    }
+    char *at = PyBytes_AsString(joined);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Operation *operation = (Operation *)PyList_GetItem(operations, i);
+        if (i > 0) {
+            *at++ = ',';
+        }
+        PUT(at, operation->body, BODY_SIZE(operation));
+    }
+    return joined;
+}
+
+/* A list of what a function makes of each operation. */
+static PyObject *
+map_operations(PyObject *operations, PyObject *(*make)(PyObject *, void *), void *context)
+{
+    Py_ssize_t count = count_of(operations);
+    PyObject *made = count < 0 ? NULL : PyList_New(count);
+    for (Py_ssize_t i = 0; made != NULL && i < count; i++) {
+        PyObject *each = make(PyList_GetItem(operations, i), context);
+        if (each == NULL) {
+            Py_CLEAR(made);
+        }
+        else {
+            PyList_SetItem(made, i, each);
+        }
+    }
+    return made;
+}
+
+PyDoc_STRVAR(keys_of_doc, "keys_of($module, operations, /)\n--\n\nThe key of each.");
+
+static PyObject *
+keys_of(PyObject *module, PyObject *operations)
+{
+    return map_operations(operations, operation_key, NULL);
+}
+
+static PyObject *
+add_bytes(PyObject *operation, void *sum)
+{
+    *(Py_ssize_t *)sum += BODY_SIZE(operation) + 1;
+    return PyLong_FromSsize_t(*(Py_ssize_t *)sum);
+}
+
+PyDoc_STRVAR(running_bytes_doc, "running_bytes($module, operations, /)\n--\n\n"
+                                "For each the bytes of it and all before it, with a comma behind every one.");
+
+static PyObject *
+running_bytes(PyObject *module, PyObject *operations)
+{
+    Py_ssize_t sum = 0;
+    return map_operations(operations, add_bytes, &sum);
+}
+
 /* ------------------------------------------------------------------------------------------------ encode_event */
 
 /* What an encoder is bound to: a tuple, read by these indexes. */
-enum { IN_PYTHON, HEADS, DUMPS, DEFAULT, OPTIONS, MAX_BYTES, KIND, NUMBER, BOUND };
+enum { IN_PYTHON, HEADS, DUMPS, DEFAULT, OPTIONS, MAX_BYTES, KIND, OPERATION, BOUND };
 /* The arguments of encode_event. */
 enum { USER_ID, NAME, DATA, TIMESTAMP, ID, NOW, NEW_ID, ARGUMENTS };
 /* An entry of `heads`. */
@@ -30,9 +265,6 @@ static const char OPENING[] = "{\"id\":\"";
 static const char AFTER_PERSON[] = "\"},\"id\":\"";
 static const char BEFORE_DATA[] = "\",\"attributes\":";
 static const char END_WITHOUT_DATA[] = "\"}";
-
-#define LENGTH(literal) ((Py_ssize_t)sizeof(literal) - 1)
-#define PUT(at, from, size) (memcpy(at, from, (size_t)(size)), (at) += (size))
 
 /* Whether an id is the same between quotes as it is by itself, and no rule about ids can mind it: of the rules the
  * longest text is 150 bytes, and the shortest that is forbidden ("." and "..") less than three. */
@@ -68,7 +300,8 @@ static PyObject *
 encode_usual(PyObject *bound, PyObject *const *args)
 {
     PyObject *user_id = args[USER_ID], *data = args[DATA];
-    PyObject *attributes = NULL, *ulid = NULL, *body = NULL, *operation = NULL;
+    PyObject *attributes = NULL, *ulid = NULL;
+    Operation *operation = NULL;
     const char *encoded = NULL;
     Py_ssize_t user_size, ulid_size, encoded_size = 0;
 
@@ -132,14 +365,16 @@ encode_usual(PyObject *bound, PyObject *const *args)
     if (size > PyLong_AsSsize_t(PyTuple_GetItem(bound, MAX_BYTES))) {
         goto done;
     }
-    body = PyBytes_FromStringAndSize(NULL, size);
-    if (body == NULL) {
+    operation = new_operation((PyTypeObject *)PyTuple_GetItem(bound, OPERATION), size, PyTuple_GetItem(bound, KIND));
+    if (operation == NULL) {
         goto done;
     }
-    char *at = PyBytes_AsString(body);
+    char *at = operation->body;
     PUT(at, opening, head_size);
     PUT(at, OPENING, LENGTH(OPENING));
+    operation->key_begin = (unsigned short)(at - operation->body);
     PUT(at, user, user_size);
+    operation->key_end = (unsigned short)(at - operation->body);
     PUT(at, AFTER_PERSON, LENGTH(AFTER_PERSON));
     PUT(at, id, ulid_size);
     if (encoded == NULL) {
@@ -150,17 +385,12 @@ encode_usual(PyObject *bound, PyObject *const *args)
         PUT(at, encoded, encoded_size);
         *at = '}';
     }
-    operation = PyTuple_Pack(4, body, user_id, PyTuple_GetItem(bound, KIND), PyTuple_GetItem(bound, NUMBER));
-    if (operation != NULL) {
-        PyObject_GC_UnTrack(operation); /* a tuple of atoms; the collector would find that out by itself, at a price */
-    }
 
 done:
     Py_DECREF(head);
     Py_XDECREF(attributes);
     Py_XDECREF(ulid);
-    Py_XDECREF(body);
-    return operation;
+    return (PyObject *)operation;
 }
 
 PyDoc_STRVAR(encode_event_doc,
@@ -207,23 +437,29 @@ static PyMethodDef encode_event_method = {
     "encode_event", (PyCFunction)(void (*)(void))encode_event, METH_FASTCALL | METH_KEYWORDS, encode_event_doc};
 
 PyDoc_STRVAR(event_encoder_doc,
-             "event_encoder($module, in_python, heads, dumps, default, options, max_bytes, kind, /)\n--\n\n"
+             "event_encoder($module, in_python, heads, dumps, default, options, max_bytes, kind, operation, /)\n--\n\n"
              "Make encode_event, which gives the usual event its bytes and leaves every other one to in_python.");
 
 static PyObject *
 event_encoder(PyObject *module, PyObject *args)
 {
-    PyObject *in_python, *heads, *dumps, *standard, *options, *max_bytes, *kind;
-    if (!PyArg_ParseTuple(args, "OO!OOO!O!U:event_encoder", &in_python, &PyDict_Type, &heads, &dumps, &standard,
-                          &PyLong_Type, &options, &PyLong_Type, &max_bytes, &kind)) {
+    PyObject *in_python, *heads, *dumps, *standard, *options, *max_bytes, *kind, *operation;
+    if (!PyArg_ParseTuple(args, "OO!OOO!O!UO!:event_encoder", &in_python, &PyDict_Type, &heads, &dumps, &standard,
+                          &PyLong_Type, &options, &PyLong_Type, &max_bytes, &kind, &PyType_Type, &operation)) {
         return NULL;
     }
-    PyObject *number = PyLong_FromLong(0);
-    if (number == NULL) {
+    if (!is_operation_type((PyTypeObject *)operation)) {
+        PyErr_SetString(PyExc_TypeError, "operation must be the class Operation of this module");
         return NULL;
     }
-    PyObject *bound = PyTuple_Pack(BOUND, in_python, heads, dumps, standard, options, max_bytes, kind, number);
-    Py_DECREF(number);
+    Py_ssize_t most = PyLong_AsSsize_t(max_bytes);
+    if (most < 0 || most > USHRT_MAX) { /* an operation knows places in its body as short numbers */
+        if (!PyErr_Occurred()) {
+            PyErr_Format(PyExc_ValueError, "max_bytes must be between 0 and %d, got %zd", USHRT_MAX, most);
+        }
+        return NULL;
+    }
+    PyObject *bound = PyTuple_Pack(BOUND, in_python, heads, dumps, standard, options, max_bytes, kind, operation);
     if (bound == NULL) {
         return NULL;
     }
@@ -330,12 +566,11 @@ door_accept(PyObject *self, PyObject *operation)
     if (open <= 0) {
         return open < 0 ? NULL : PyBool_FromLong(0);
     }
-    PyObject *body = PyTuple_GetItem(operation, 0);
-    Py_ssize_t size = body == NULL ? -1 : PyBytes_Size(body);
-    if (size < 0) {
+    if (!is_operation_type(Py_TYPE(operation))) {
+        PyErr_SetString(PyExc_TypeError, "an operation must be an Operation");
         return NULL;
     }
-    Py_ssize_t accepted_bytes = door->accepted_bytes + size;
+    Py_ssize_t accepted_bytes = door->accepted_bytes + BODY_SIZE(operation);
     if (door->accepted >= door->calm_operations || accepted_bytes >= door->calm_bytes || door->append == NULL) {
         return PyBool_FromLong(0);
     }
@@ -380,18 +615,28 @@ static PyType_Spec door_spec = {"cio_batch._speedups.Door", sizeof(Door), 0,
 /* ------------------------------------------------------------------------------------------------------ module */
 
 static int
-fill(PyObject *module)
+add_type(PyObject *module, PyType_Spec *spec)
 {
-    PyObject *door = PyType_FromModuleAndSpec(module, &door_spec, NULL);
-    if (door == NULL) {
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type == NULL) {
         return -1;
     }
-    int failed = PyModule_AddType(module, (PyTypeObject *)door);
-    Py_DECREF(door);
+    int failed = PyModule_AddType(module, (PyTypeObject *)type);
+    Py_DECREF(type);
     return failed;
 }
 
-static PyMethodDef methods[] = {{"event_encoder", event_encoder, METH_VARARGS, event_encoder_doc}, {NULL}};
+static int
+fill(PyObject *module)
+{
+    return add_type(module, &operation_spec) < 0 ? -1 : add_type(module, &door_spec);
+}
+
+static PyMethodDef methods[] = {{"event_encoder", event_encoder, METH_VARARGS, event_encoder_doc},
+                                {"join", join, METH_O, join_doc},
+                                {"keys_of", keys_of, METH_O, keys_of_doc},
+                                {"running_bytes", running_bytes, METH_O, running_bytes_doc},
+                                {NULL}};
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill}, {0, NULL}};
 

@@ -19,21 +19,21 @@ Must not know: the clock, asyncio, the wire.
 from __future__ import annotations
 
 import itertools
+import operator
 from bisect import bisect_right
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, TypeAlias, cast
 
 import attrs
 
-from cio_batch.operations import FINAL_KINDS, Key, Operation
+from cio_batch.operations import FINAL_KINDS, Key, Operation, keys_of, running_bytes
 
 SEPARATOR_BYTES: Final = 1
 # How many operations may be held back while one chunk is formed: 250 ns each, and the loop waits for it.
 _MAX_HELD: Final = 10_000
 # Kinds that name one person, take no road of their own and have no rule: of them a chunk is formed in bulk.
 _PLAIN_KINDS: Final = frozenset({"person.event", "person.page", "person.screen"})
-_Plain: TypeAlias = tuple[bytes, Key, str, int]
 # What waits behind one person who is out. Most lanes are short, and there may be as many as there are operations: a
 # deque takes 620 bytes with a single one in it, a list 64. A list that grows long becomes a deque, whose head goes
 # without moving the rest.
@@ -42,6 +42,7 @@ _SHORT: Final = 64
 _BULK: Final = 8  # a lane of so many is taken from in bulk
 _RUN: Final = 64  # at a time, because the next ones may be too large to fit
 _FEW: Final = 4  # operations of a person among those held back, from which on they are held back in bulk
+_MAX_BLOCKED: Final = 4  # each is looked at whenever one of its persons is released
 
 
 @attrs.frozen(eq=False)
@@ -59,12 +60,36 @@ class Chunk:
     nbytes: int
 
 
+@attrs.define(eq=False)
+class _Run:
+    """Operations that arrived one after the other, each about one person, and that have no rule of their own.
+
+    Attributes:
+        operations: In order.
+        whose: The person of each.
+        people: All of these, and perhaps some of whom nothing is left.
+        nbytes: The sum of the bodies.
+        due: How many of the first are due.
+        awake: Whether one of its persons was released since all of them were out.
+    """
+
+    operations: list[Operation]
+    whose: list[Key]
+    people: set[Key]
+    nbytes: int
+    due: int
+    awake: bool = False
+
+
 class Backlog:
     """Operations that wait for a call, and the rules by which they are taken.
 
-    An operation is in exactly one of two places: in ``_fresh``, in order of arrival, or in the lane of each person
-    it names, because an earlier one of that person is out or in that lane. It is *due* when it must not wait for a
-    fuller chunk.
+    An operation is in exactly one of three places: in ``_fresh``, in order of arrival; in a run of ``_blocked``, since
+    all persons of that run are out; or in the lane of each person it names, because an earlier one of that person is
+    out or in that lane. It is *due* when it must not wait for a fuller chunk.
+
+    Where few persons have all the traffic, whole runs of it wait for the same call. They stay together, so that an
+    operation costs no more than one of somebody else; only a run of which some can go and some cannot is taken apart.
 
     Args:
         max_operations: Operations in a chunk.
@@ -79,7 +104,8 @@ class Backlog:
     """
 
     # Invariants, between any two calls:
-    #   an operation stands in _fresh only behind those of the same person in _lanes
+    #   the operations of a person are in order: first those in _lanes, then _blocked, then _fresh
+    #   of a run in _blocked that is not awake, every person is out
     #   every lane is the lane of a person who is out, or stands in _open or _rested (in one of them), or begins with an
     #   operation that another person whom it names will bring up: one who is out, stands there, or has an earlier one
     #   _rested_operations is the sum of the lengths of the lanes in _rested
@@ -102,6 +128,7 @@ class Backlog:
         self._fresh: deque[Operation] = deque()
         self._fresh_bytes = 0
         self._due_fresh = 0  # how many at the head of _fresh are due
+        self._blocked: deque[_Run] = deque()  # in order of arrival
         # In the order of their making. An OrderedDict, because a dict whose head was deleted again and again is slow
         # to find its first entry: 100,000 calls of drop_oldest() took 1.4 s.
         self._lanes: OrderedDict[Key, _Lane] = OrderedDict()
@@ -117,13 +144,19 @@ class Backlog:
         self._added_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._fresh) + sum(map(len, self._lanes.values())) - self._repeats
+        blocked = sum([len(run.operations) for run in self._blocked])
+        return len(self._fresh) + blocked + sum(map(len, self._lanes.values())) - self._repeats
 
     def __iter__(self) -> Iterator[Operation]:
         """Every operation once; those of one person in order."""
         if self._repeats:
             return self._merged()
-        return itertools.chain(itertools.chain.from_iterable(self._lanes.values()), self._fresh)
+        return itertools.chain(itertools.chain.from_iterable(self._lanes.values()), self._unordered())
+
+    def _unordered(self) -> Iterator[Operation]:
+        """What stands in no lane, in order of arrival."""
+        blocked = [run.operations for run in self._blocked]
+        return itertools.chain(itertools.chain.from_iterable(blocked), self._fresh)
 
     def _merged(self) -> Iterator[Operation]:
         """The same where operations stand in several lanes."""
@@ -138,7 +171,7 @@ class Backlog:
                     if each != key:
                         to_try.append(each)
                 yield operation
-        yield from self._fresh
+        yield from self._unordered()
 
     def add(self, operations: Collection[Operation], nbytes: int) -> None:
         """Take operations over, in order of arrival; ``nbytes`` is the sum of their bodies."""
@@ -150,6 +183,8 @@ class Backlog:
     def expire(self) -> None:
         """Make everything that waits now due, wherever it is."""
         self._due_fresh = len(self._fresh)
+        for run in self._blocked:
+            run.due = len(run.operations)
         self._due_lanes.update(self._lanes)
         self._rested.clear()
         self._rested_operations = 0
@@ -159,11 +194,15 @@ class Backlog:
         """Whether :meth:`take` may find a chunk that is full or due."""
         if self._open or self._due_fresh:
             return True
-        rested = self._rested_operations
-        return (
-            len(self._fresh) + rested >= self._max_operations
-            or self._fresh_bytes + rested * self._added_bytes // self._added >= self.full_bytes
-        )
+        operations = len(self._fresh) + self._rested_operations
+        nbytes = self._fresh_bytes + self._rested_operations * self._added_bytes // self._added
+        for run in self._blocked:
+            if run.awake:
+                if run.due:
+                    return True
+                operations += len(run.operations)
+                nbytes += run.nbytes
+        return operations >= self._max_operations or nbytes >= self.full_bytes
 
     def take(self) -> Chunk | None:
         """Form the next chunk, or return ``None`` when nothing is due and nothing is full.
@@ -175,6 +214,8 @@ class Backlog:
             keys: set[Key] = set()
             closed: set[Key] = set()  # of whom nothing more goes into this chunk
             room, full = self._take_lanes(operations, keys, closed)
+            if self._blocked and not full:
+                room, full = self._take_blocked(operations, keys, closed, room)
             if not full:
                 room = self._take_fresh(operations, keys, closed, room)
             if operations:
@@ -186,6 +227,9 @@ class Backlog:
     def release(self, chunk: Chunk) -> None:
         """The chunk is settled: let the next operations of its persons go."""
         self._out -= chunk.keys
+        for run in self._blocked:
+            if not run.awake and not run.people.isdisjoint(chunk.keys):
+                run.awake = True
         if not self._lanes:
             return
         for key in chunk.keys & self._lanes.keys():
@@ -214,7 +258,7 @@ class Backlog:
         keys = {key for operation in kept for key in _keys(operation)}
         self._put_back(undecided)
         self.release(Chunk([], chunk.keys - keys, 0))
-        return Chunk(kept, keys, sum(len(operation[0]) for operation in kept))
+        return Chunk(kept, keys, sum(map(len, kept)))
 
     def _put_back(self, operations: Iterable[Operation]) -> None:
         for operation in reversed(list(operations)):
@@ -228,7 +272,7 @@ class Backlog:
     def drop_oldest(self) -> Operation | None:
         """Remove and return an operation that has waited longest of everyone it names; ``None`` when none waits.
 
-        Held-back operations go before fresh ones. Among the persons held back it is not known whose waits longest.
+        Those of persons in lanes go before the others. Among these persons it is not known whose waits longest.
         """
         if self._lanes:
             operation = next(iter(self._lanes.values()))[0]
@@ -237,9 +281,18 @@ class Backlog:
                 operation = other
             self._remove_heads(_keys(operation))
             return operation
+        if self._blocked:
+            run = self._blocked[0]
+            operation = run.operations.pop(0)
+            del run.whose[0]
+            run.nbytes -= len(operation)
+            run.due = max(0, run.due - 1)
+            if not run.operations:
+                self._blocked.popleft()
+            return operation
         if self._fresh:
             operation = self._fresh.popleft()
-            self._fresh_bytes -= len(operation[0])
+            self._fresh_bytes -= len(operation)
             self._due_fresh = max(0, self._due_fresh - 1)
             return operation
         return None
@@ -250,8 +303,17 @@ class Backlog:
         if removed:
             due = sum(not unwanted(operation) for operation in itertools.islice(self._fresh, self._due_fresh))
             self._fresh = deque(operation for operation in self._fresh if not unwanted(operation))
-            self._fresh_bytes -= sum(len(operation[0]) for operation in removed)
+            self._fresh_bytes -= sum(map(len, removed))
             self._due_fresh = due
+        for run in self._blocked:
+            stays = [not unwanted(operation) for operation in run.operations]
+            if not all(stays):
+                removed += [operation for operation, stay in zip(run.operations, stays, strict=True) if not stay]
+                run.due = sum(stays[: run.due])
+                run.operations = [*itertools.compress(run.operations, stays)]
+                run.nbytes = sum(map(len, run.operations))
+                run.whose = [*itertools.compress(run.whose, stays)]
+        self._blocked = deque(run for run in self._blocked if run.operations)
         held: dict[int, Operation] = {}
         for key, lane in list(self._lanes.items()):
             gone = [operation for operation in lane if unwanted(operation)]
@@ -299,9 +361,9 @@ class Backlog:
                         left -= len(run)
                         continue
                 operation = lane[0]
-                body, whom, kind, _ = operation
-                size = len(body) + SEPARATOR_BYTES
-                if kind in special or alone or isinstance(whom, tuple):
+                kind = operation.kind
+                size = len(operation) + SEPARATOR_BYTES
+                if kind in special or alone or isinstance(operation.key, tuple):
                     among = _keys(operation)
                     if len(among) > 1 and not self._is_next_of_all(operation, among, closed):
                         break  # the lane of the other one brings it up again
@@ -346,11 +408,11 @@ class Backlog:
         """
         if left <= 0 or room <= 0:  # the one before had a body of its own
             return [], 0
-        likely = room // (len(lane[0][0]) + SEPARATOR_BYTES) + 1  # fit, if they are all alike; the caller comes again
+        likely = room // (len(lane[0]) + SEPARATOR_BYTES) + 1  # fit, if they are all alike; the caller comes again
         run = list(itertools.islice(lane, min(left, likely, _RUN)))
-        if not _PLAIN_KINDS.issuperset([operation[2] for operation in run]):
+        if not _PLAIN_KINDS.issuperset([operation.kind for operation in run]):
             return [], 0
-        sums = list(itertools.accumulate([len(operation[0]) + SEPARATOR_BYTES for operation in run]))
+        sums = running_bytes(run)
         fitting = bisect_right(sums, room) or int(first)  # the first one of all has a body of its own
         return run[:fitting], sums[fitting - 1] if fitting else 0
 
@@ -369,89 +431,150 @@ class Backlog:
         self._rested_operations -= len(self._lanes[key])
         return key
 
+    def _take_blocked(
+        self, operations: list[Operation], keys: set[Key], closed: set[Key], room: int
+    ) -> tuple[int, bool]:
+        """Take from the runs of which some can go again; return the room that is left, and whether it is full."""
+        runs, self._blocked = self._blocked, deque()
+        full = False
+        for run in runs:
+            if not full and run.awake and not run.people <= self._out:
+                room, full = self._take_run(run, operations, keys, closed, room)
+                if not run.operations:
+                    continue
+                run.people = set(run.whose)
+            elif not full:
+                run.awake = False
+            self._blocked.append(run)
+        return room, full
+
     def _take_fresh(self, operations: list[Operation], keys: set[Key], closed: set[Key], room: int) -> int:
-        """Take from what is fresh, and hold back what must wait; return the room that is left.
+        """Take from what is fresh, and let wait what must; return the room that is left.
 
         In bulk, where all operations that come into question are plain ones: a step for each costs four times as much.
         """
-        fresh, out, lanes = self._fresh, self._out, self._lanes
-        held = 0
-        while fresh and (held < _MAX_HELD or not operations):
+        fresh = self._fresh
+        held = scattered = 0
+        full = False
+        while fresh and not full and (held + scattered < _MAX_HELD or not operations):
             left = self._max_operations - len(operations)
-            if left <= 0:
+            if left <= 0 or room <= 0:
                 break
             likely = room * len(fresh) // (self._fresh_bytes + len(fresh)) + 16  # fit into the room, by the mean
-            # Only read as plain ones if they are, three lines below.
-            run = cast("list[_Plain]", list(itertools.islice(fresh, min(left, likely))))
-            names = {operation[1] for operation in run}
-            kinds = {operation[2] for operation in run}
+            arrived = list(itertools.islice(fresh, min(left, likely)))
+            names = keys_of(arrived)
+            kinds = {operation.kind for operation in arrived}
             plain = kinds <= _PLAIN_KINDS or (kinds.isdisjoint(self._special) and tuple not in set(map(type, names)))
             # Where a few places are left and much must be held back, these runs would be short and many.
-            if closed or not plain or (held and left < self._max_operations // 16):
+            if not plain or (scattered and left < self._max_operations // 16):
                 return self._take_singly(operations, keys, closed, room)
-            waiting: set[Key] = set()
-            if not out.isdisjoint(names):
-                waiting |= out & names
-            if lanes:
-                waiting |= lanes.keys() & names
-
-            size = self._fresh_bytes + len(run) * SEPARATOR_BYTES  # if the run is all there is
-            cut = False
-            nobody_goes = names <= waiting
-            if nobody_goes:
-                size = 0
-            elif waiting or len(run) < len(fresh) or size > room:
-                sizes = [0 if key in waiting else len(body) + SEPARATOR_BYTES for body, key, _, _ in run]
-                sums = list(itertools.accumulate(sizes))
-                fitting = bisect_right(sums, room)
-                if fitting < len(run):
-                    cut = True
-                    if fitting == 0 and not operations:
-                        fitting = 1  # it has a body of its own
-                    del run[fitting:]
-                size = sums[fitting - 1] if fitting else 0
-            if nobody_goes:
-                taken: list[_Plain] = []
-                self._hold_back(run, run)
-                held += len(run)
-            elif waiting or cut:
-                taken = [operation for operation in run if operation[1] not in waiting]
-                keys.update([operation[1] for operation in taken])
-                if len(taken) < len(run):
-                    self._hold_back([operation for operation in run if operation[1] in waiting], run)
-                    held += len(run) - len(taken)
-            else:
-                taken = run
-                keys |= names
-            operations += taken
-            room -= size
-            self._fresh_bytes -= size - len(taken) * SEPARATOR_BYTES
-            self._due_fresh = max(0, self._due_fresh - len(run))
-            if len(run) == len(fresh):
+            nbytes, due = sum(map(len, arrived)), min(self._due_fresh, len(arrived))
+            run = _Run(arrived, cast("list[Key]", names), set(), nbytes, due)
+            self._fresh_bytes -= nbytes
+            self._due_fresh -= due
+            if len(arrived) == len(fresh):
                 fresh.clear()
             else:
-                for _ in run:
+                for _ in arrived:
                     fresh.popleft()
-            if cut:
-                break
+            taken_before = len(operations)
+            if self._out.issuperset(run.whose):
+                self._block(run)
+                held += len(arrived)
+                continue
+            room, full = self._take_run(run, operations, keys, closed, room)
+            scattered += len(arrived) - (len(operations) - taken_before) - len(run.operations)
+            if full:
+                # Those behind them who must wait do so by now, so they are the first of all that is fresh.
+                fresh.extendleft(reversed(run.operations))
+                self._fresh_bytes += run.nbytes
+                self._due_fresh += run.due
         return room
 
-    def _hold_back(self, held: list[_Plain], run: list[_Plain]) -> None:
-        """Put plain operations, which are among those of ``run`` at the head of what is fresh, into their lanes."""
+    def _block(self, run: _Run) -> None:
+        """Let a run wait as it is, behind the others."""
+        last = self._blocked[-1] if self._blocked else None
+        if last is not None and len(last.operations) + len(run.operations) <= self._max_operations:
+            last.operations += run.operations
+            last.whose += run.whose
+            last.people.update(run.whose)
+            last.nbytes += run.nbytes
+            last.due += run.due  # what stands behind something that is not due is not due either
+            return
+        if len(self._blocked) == _MAX_BLOCKED:
+            oldest = self._blocked.popleft()
+            self._hold_back(oldest.operations, oldest.whose, due=oldest.due)
+        run.people = set(run.whose)
+        self._blocked.append(run)
+
+    def _unblock(self) -> None:
+        """Take the blocked runs apart, because something that comes behind them is to wait in a lane."""
+        while self._blocked:
+            run = self._blocked.popleft()
+            self._hold_back(run.operations, run.whose, due=run.due)
+
+    def _take_run(
+        self, run: _Run, operations: list[Operation], keys: set[Key], closed: set[Key], room: int
+    ) -> tuple[int, bool]:
+        """Take what fits, hold back who must wait, and leave the others in the run.
+
+        Returns:
+            The room that is left, and whether it is full, so that some are left in the run.
+        """
+        people = run.people or run.whose
+        waiting = self._out.intersection(people)
+        if self._lanes:
+            waiting |= self._lanes.keys() & people
+        if closed:
+            waiting |= closed.intersection(people)
+        if waiting:
+            self._unblock()  # those who come before these
+            waits = list(map(waiting.__contains__, run.whose))
+            due = sum(waits[: run.due])
+            run.due -= due
+            held = list(itertools.compress(run.operations, waits))
+            run.nbytes -= sum(map(len, held))
+            self._hold_back(held, list(itertools.compress(run.whose, waits)), due=due)
+            goes = list(map(operator.not_, waits))
+            run.operations = list(itertools.compress(run.operations, goes))
+            run.whose = list(itertools.compress(run.whose, goes))
+        if not run.operations:
+            return room, False
+        sums = running_bytes(run.operations)
+        fitting = min(bisect_right(sums, room), self._max_operations - len(operations))
+        if fitting == 0 and not operations:
+            fitting = 1  # it has a body of its own
+        if fitting:
+            operations += run.operations[:fitting]
+            keys.update(run.whose[:fitting])
+            room -= sums[fitting - 1]
+            run.nbytes -= sums[fitting - 1] - fitting * SEPARATOR_BYTES
+        del run.operations[:fitting], run.whose[:fitting]
+        run.due = max(0, run.due - fitting)
+        return room, bool(run.operations)
+
+    def _hold_back(self, held: list[Operation], whose: list[Key], *, due: int) -> None:
+        """Put the operations of a run into the lanes of their persons; the first few are due."""
         lanes, rested = self._lanes, self._rested
-        names = {operation[1] for operation in held}
-        if len(names) * _FEW < len(held):
-            groups: defaultdict[Key, list[Operation]] = defaultdict(list)
-            for operation in held:
-                groups[operation[1]].append(operation)
+        people = set(whose)
+        if len(people) * _FEW < len(held):
+            groups: dict[Key, list[Operation]] = {}
+            if len(people) == 1:
+                groups[whose[0]] = held
+            else:
+                groups = {key: [] for key in people}
+                for key, operation in zip(whose, held, strict=True):
+                    groups[key].append(operation)
             for key, group in groups.items():
-                longer = self._lane_of(key)
-                if isinstance(longer, list) and len(longer) + len(group) > _SHORT:
-                    longer = lanes[key] = deque(longer)
-                longer.extend(group)
+                lane = lanes.get(key)
+                if lane is None:
+                    lanes[key] = group if len(group) <= _SHORT else deque(group)
+                    continue
+                if isinstance(lane, list) and len(lane) + len(group) > _SHORT:
+                    lane = lanes[key] = deque(lane)
+                lane.extend(group)
         else:
-            for operation in held:
-                key = operation[1]
+            for key, operation in zip(whose, held, strict=True):
                 lane = lanes.get(key)
                 if lane is None:
                     lanes[key] = [operation]
@@ -460,13 +583,12 @@ class Backlog:
                 else:
                     self._lane_of(key).append(operation)
         if rested:
-            self._rested_operations += sum([operation[1] in rested for operation in held])
-        self._fresh_bytes -= sum([len(operation[0]) for operation in held])
-        if self._due_fresh:
-            self._due_lanes |= names & {operation[1] for operation in run[: self._due_fresh]}
+            self._rested_operations += sum(map(rested.__contains__, whose))
+        self._due_lanes.update(whose[:due])
 
     def _take_singly(self, operations: list[Operation], keys: set[Key], closed: set[Key], room: int) -> int:
         """The same, one by one, with the rules for all kinds."""
+        self._unblock()
         fresh, out, special = self._fresh, self._out, self._special
         lanes, due = self._lanes, self._due_fresh
         taken_before, room_before = len(operations), room
@@ -475,8 +597,8 @@ class Backlog:
         while fresh and (held < _MAX_HELD or not operations):
             operation = fresh.popleft()
             gone += 1
-            body, key, kind, _ = operation
-            size = len(body) + SEPARATOR_BYTES
+            key, kind = operation.key, operation.kind
+            size = len(operation) + SEPARATOR_BYTES
             if kind in special or alone or isinstance(key, tuple):
                 among = _keys(operation)
                 apart = kind in self._apart
@@ -488,7 +610,7 @@ class Backlog:
                     if not waits:
                         self._open.update(dict.fromkeys(among))  # nobody else would bring it up
                     held += len(among)
-                    held_bytes += len(body)
+                    held_bytes += len(operation)
                     continue
                 if apart is not alone or (operations and (size > room or left <= 0)):
                     fresh.appendleft(operation)
@@ -500,7 +622,7 @@ class Backlog:
             elif key in out or key in lanes or key in closed:
                 self._hold(operation, due=gone <= due)
                 held += 1
-                held_bytes += len(body)
+                held_bytes += len(operation)
                 continue
             elif operations and (size > room or left <= 0):
                 fresh.appendleft(operation)
@@ -568,7 +690,7 @@ class Backlog:
 
 
 def _keys(operation: Operation) -> tuple[Key, ...]:
-    key = operation[1]
+    key = operation.key
     return key if isinstance(key, tuple) else (key,)
 
 

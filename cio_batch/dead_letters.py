@@ -72,7 +72,7 @@ class DeadLetter:
     @property
     def kind(self) -> str:
         """``"type.action"``, for example ``"person.event"``."""
-        return decode(self.body)[2]
+        return decode(self.body).kind
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class DeadLetter:
 
     def is_about(self, keys: frozenset[Key]) -> bool:
         """Whether its operation is about one of these, or names one."""
-        key = decode(self.body)[1]
+        key = decode(self.body).key
         return not keys.isdisjoint(key if isinstance(key, tuple) else (key,))
 
     def to_line(self) -> bytes:

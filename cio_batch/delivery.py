@@ -200,7 +200,7 @@ class Delivery:
     @property
     def in_flight_bytes(self) -> int:
         """Their encoded bytes."""
-        return sum(len(operation[0]) for flight in self._flights for operation in flight)
+        return sum(len(operation) for flight in self._flights for operation in flight)
 
     @property
     def paused(self) -> str | None:
@@ -329,7 +329,7 @@ class Delivery:
         """Operations were purged: those that are not in a call at this moment are not sent any more."""
         self._drop_waiting(numbers)
         for flight in list(self._flights):
-            if not numbers.isdisjoint([operation[3] for operation in flight]):
+            if not numbers.isdisjoint([operation.number for operation in flight]):
                 self._purged |= numbers
                 for segment in list(flight.segments)[1:]:  # of a call that was split
                     self._drop_purged(flight, segment)
@@ -337,14 +337,14 @@ class Delivery:
                     flight.task.cancel()  # its operations return to the backlog, and those of them are dropped there
 
     def _drop_waiting(self, numbers: Set[int]) -> None:
-        removed = self.backlog.remove(lambda operation: operation[3] in numbers) if numbers else []
+        removed = self.backlog.remove(lambda operation: operation.number in numbers) if numbers else []
         if removed:
             self._settle(removed, Verdict.DROPPED, reason="purged")
 
     def _drop_purged(self, flight: Flight, segment: _Segment) -> None:
-        dropped = [operation for operation in segment.operations if operation[3] in self._purged]
+        dropped = [operation for operation in segment.operations if operation.number in self._purged]
         if dropped:
-            segment.operations = [operation for operation in segment.operations if operation[3] not in self._purged]
+            segment.operations = [operation for operation in segment.operations if operation.number not in self._purged]
             self._note_settled(flight, dropped)
             self._settle(dropped, Verdict.DROPPED, reason="purged")
 
@@ -386,7 +386,7 @@ class Delivery:
 
     def _note_settled(self, flight: Flight, operations: Sequence[Operation]) -> None:
         """Remember whether what got its verdict must leave the spool before anything follows it."""
-        if self._forgotten is not None and not FINAL_KINDS.isdisjoint([operation[2] for operation in operations]):
+        if self._forgotten is not None and not FINAL_KINDS.isdisjoint([operation.kind for operation in operations]):
             flight.unforgotten = True
 
     async def _see_forgotten(self, flight: Flight) -> None:
@@ -631,7 +631,7 @@ class Delivery:
         await self._sleep(self._affordable(self._wait_for(segment.attempts - 1, judgement)))
 
     def _give_up_expired(self, flight: Flight, segment: _Segment) -> None:
-        expired = [operation for operation in segment.operations if 0 < operation[3] <= self.expired_upto]
+        expired = [operation for operation in segment.operations if 0 < operation.number <= self.expired_upto]
         if expired:
             gone = set(map(id, expired))
             segment.operations = [operation for operation in segment.operations if id(operation) not in gone]

@@ -124,9 +124,16 @@ class SettledHook:
         why = rejections or [Rejection(reason, status=status)] * len(operations)
         settled = tuple(
             SettledOperation(
-                verdict, kind, body, rejection.reason, rejection.field, rejection.message, rejection.status, attempts
+                verdict,
+                operation.kind,
+                operation.body,
+                rejection.reason,
+                rejection.field,
+                rejection.message,
+                rejection.status,
+                attempts,
             )
-            for (body, _, kind, _), rejection in zip(operations, why, strict=True)
+            for operation, rejection in zip(operations, why, strict=True)
         )
         try:
             result = self._hook(SettledChunk(settled))

@@ -29,19 +29,20 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import itertools
 import math
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, overload
 
 import attrs
 import orjson
 
+from cio_batch import speedups
 from cio_batch.errors import InvalidOperationError
 from cio_batch.events import MAX_NAME_BYTES as MAX_NAME_BYTES  # one of the limits of this module, too
 from cio_batch.events import CioEvent, Declared, UserAttributes
-from cio_batch.speedups import event_encoder
 from cio_batch.values import MAX_ATTRIBUTE_NAME_BYTES as MAX_ATTRIBUTE_NAME_BYTES
 
 MAX_OPERATION_BYTES: Final = 32_000
@@ -55,11 +56,58 @@ Key: TypeAlias = str | bytes
 """What order is kept by: a person's id as given (``str``), or the JSON of any other identifier (``bytes``); the two
 types keep an id from being taken for an email."""
 
-Operation: TypeAlias = tuple[bytes, Key | tuple[Key, ...], str, int]
-"""``(body, key, kind, number)``: the final JSON bytes; whom it is about (a tuple where it names several);
-``"type.action"``, for example ``"person.event"``; and its number in a spool, 0 where there is none. A plain tuple of
-atoms, because one exists for every pending event: it costs 26 ns and 72 bytes, and the garbage collector stops looking
-at it."""
+
+def _hidden(value: object) -> str:
+    """Stands for whom or what is meant, in a ``repr`` that may end in a log."""
+    return "None" if value is None else "<hidden>"
+
+
+def _size_alone(body: bytes) -> str:
+    return f"<{len(body)} bytes>"
+
+
+@attrs.define(weakref_slot=False)
+class Operation:
+    """One change to a person, an object or a delivery: ``len()`` of it is the size of its body.
+
+    One exists for every pending event, so where the extension was built it is a single piece of memory of about 60
+    bytes and the body, and ``body`` and ``key`` are made each time they are asked for (``Operation`` in
+    ``_speedups.c``).
+
+    Attributes:
+        body: The final JSON bytes.
+        key: Whom it is about; a tuple where it names several.
+        kind: ``"type.action"``, for example ``"person.event"``.
+        number: Its number in a spool, which gives it once; 0 where there is none.
+    """
+
+    body: bytes = attrs.field(repr=_size_alone)
+    key: Key | tuple[Key, ...] = attrs.field(repr=_hidden)
+    kind: str
+    number: int = 0
+
+    def __len__(self) -> int:
+        return len(self.body)
+
+
+def join(operations: list[Operation]) -> bytes:
+    """The bodies with commas between them, as they stand in a batch."""
+    return b",".join([operation.body for operation in operations])
+
+
+def keys_of(operations: list[Operation]) -> list[Key | tuple[Key, ...]]:
+    """The key of each."""
+    return [operation.key for operation in operations]
+
+
+def running_bytes(operations: list[Operation]) -> list[int]:
+    """For each the bytes of it and all before it, with a comma behind every one."""
+    return list(itertools.accumulate([len(operation) + 1 for operation in operations]))
+
+
+IN_PYTHON: Final = (Operation, join, keys_of, running_bytes)
+if not TYPE_CHECKING:
+    Operation, join, keys_of, running_bytes = speedups.operation_and_bulk(*IN_PYTHON)
 
 DeliveryMetric = Literal["opened", "converted", "delivered"]
 Platform = Literal["ios", "android"]
@@ -81,11 +129,6 @@ _MAX_TIMESTAMP: Final = 99_999_999_999  # year 5138; beyond it somebody passed m
 _OPTIONS: Final = orjson.OPT_PASSTHROUGH_DATETIME
 
 # ----------------------------------------------------------------------------------------------- identifiers
-
-
-def _hidden(value: object) -> str:
-    """Stands for whom or what is meant, in a ``repr`` that may end in a log."""
-    return "None" if value is None else "<hidden>"
 
 
 @attrs.frozen
@@ -515,7 +558,7 @@ def _encode_event_in_python(
         body = b"".join((head, opening, person, b'},"id":"', ulid, b'","attributes":', attributes, b"}"))
     if len(body) > MAX_OPERATION_BYTES:
         raise _too_large(body)
-    return body, key, "person.event", 0
+    return Operation(body, key, "person.event")
 
 
 def _time_given(name: object, timestamp: float | dt.datetime) -> float:
@@ -564,7 +607,7 @@ def encode(draft: Draft, *, now: float, new_id: Callable[[], str]) -> Operation:
     if len(body) > MAX_OPERATION_BYTES:
         raise _too_large(body)
     unique = tuple(dict.fromkeys(keys))
-    return body, unique[0] if len(unique) == 1 else unique, draft.kind, 0
+    return Operation(body, unique[0] if len(unique) == 1 else unique, draft.kind)
 
 
 def key_of(person: PersonId) -> Key:
@@ -601,8 +644,8 @@ def decode(body: bytes, number: int = 0) -> Operation:
     if kind not in _WRITERS:
         raise InvalidOperationError("operation", "is of a kind that this version does not know")
     if kind == "delivery.event":
-        return body, b"delivery" + _dumps("delivery_id", named[0]), kind, number
-    return body, keys[0] if len(keys) == 1 else keys, kind, number
+        return Operation(body, b"delivery" + _dumps("delivery_id", named[0]), kind, number)
+    return Operation(body, keys[0] if len(keys) == 1 else keys, kind, number)
 
 
 _Wire: TypeAlias = dict[str, Any]
@@ -1084,7 +1127,7 @@ def _check_attributes(field: str, encoded: bytes) -> None:
 
 # ---------------------------------------------------------------------------------------------- the hot path, compiled
 
-encode_event = event_encoder(
+encode_event = speedups.event_encoder(
     _encode_event_in_python,
     heads=_heads,
     dumps=orjson.dumps,

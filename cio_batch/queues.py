@@ -85,7 +85,7 @@ class DoorInPython:
         """Queue an operation if that needs no thought, and say whether it did."""
         if get_ident() != self._thread or not self._is_running():
             return False
-        accepted_bytes = self.accepted_bytes + len(operation[0])
+        accepted_bytes = self.accepted_bytes + len(operation)
         if self.accepted >= self.calm_operations or accepted_bytes >= self.calm_bytes:
             return False
         self.append(operation)
@@ -182,13 +182,13 @@ class OperationQueue(Door, asyncio.Queue[Operation]):
 
     def offer(self, operation: Operation) -> bool:
         """Accept an operation if there is room and nobody waits; say whether it was accepted."""
-        accepted_bytes = self.accepted_bytes + len(operation[0])
+        accepted_bytes = self.accepted_bytes + len(operation)
         if self.accepted < self._watch_operations and accepted_bytes < self._watch_bytes:
             self.append(operation)
             self.accepted += 1
             self.accepted_bytes = accepted_bytes
             return True
-        size = len(operation[0])
+        size = len(operation)
         if not self._has_room(size):
             return False
         self._enter(operation, size)
@@ -232,7 +232,7 @@ class OperationQueue(Door, asyncio.Queue[Operation]):
         A cancelled future gives its place up.
         """
         room = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiter(operation, len(operation[0]), room))
+        self._waiting.append(_Waiter(operation, len(operation), room))
         self._watch()
         return room
 
@@ -289,7 +289,7 @@ class OperationQueue(Door, asyncio.Queue[Operation]):
     def _get(self) -> Operation:
         operation = self._queue.popleft()
         self._taken += 1
-        self._taken_bytes += len(operation[0])
+        self._taken_bytes += len(operation)
         self._watch()
         return operation
 

@@ -2,7 +2,8 @@
 
 Rules:
 
-1. Nothing but speed depends on it: an event costs a quarter less CPU with it.
+1. Nothing but speed and memory depends on it: an event costs a third less CPU with it, and half the memory besides its
+   bytes.
 2. ``CIO_BATCH_NO_EXTENSIONS=1`` in the environment does without it, for example to tell whether a fault is in it.
 
 Must not know: what an operation says; who uses it says that.
@@ -56,7 +57,15 @@ def event_encoder(
     """
     if compiled is None:
         return in_python
-    return cast("_Encode", compiled.event_encoder(in_python, heads, dumps, default, options, max_bytes, kind))
+    encoder = compiled.event_encoder(in_python, heads, dumps, default, options, max_bytes, kind, compiled.Operation)
+    return cast("_Encode", encoder)
+
+
+def operation_and_bulk(*in_python: Any) -> tuple[Any, ...]:
+    """Return ``in_python``, which is ``operations.IN_PYTHON``, or its compiled class and functions."""
+    if compiled is None:
+        return in_python
+    return compiled.Operation, compiled.join, compiled.keys_of, compiled.running_bytes
 
 
 def door(in_python: type[_Door]) -> type[_Door]:

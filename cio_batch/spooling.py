@@ -245,7 +245,7 @@ class Spooling:
         Returns:
             A future that is done once the operation is written, or holds why it was not; ``None`` if it was not said.
         """
-        if self._waiting or len(operation[0]) > self._room_bytes or len(self._said) >= self._most_said:
+        if self._waiting or len(operation) > self._room_bytes or len(self._said) >= self._most_said:
             self._look_for_room()
             return None
         written: asyncio.Future[None] = self._loop.create_future()
@@ -277,17 +277,16 @@ class Spooling:
         self.accepted += 1
 
     def _say(self, operation: Operation, written: asyncio.Future[None]) -> None:
-        body, key, kind, _ = operation
-        numbered = (body, key, kind, self._next_number)
+        operation.number = self._next_number
         self._next_number += 1
-        self._said.append((numbered, written))
-        size = len(body)
+        self._said.append((operation, written))
+        size = len(operation)
         self._said_bytes += size
         self._room_bytes -= size + _ROW_BYTES
-        self._spool.append(numbered)
+        self._spool.append(operation)
 
     def _let_in(self) -> None:
-        while self._waiting and self._fits(len(self._waiting[0][0][0])):
+        while self._waiting and self._fits(len(self._waiting[0][0])):
             operation, written = self._waiting.popleft()
             if not written.done():  # else its caller was cancelled
                 self._say(operation, written)
@@ -305,7 +304,7 @@ class Spooling:
         else:
             for _ in range(min(written.appended, len(self._said))):
                 operation, future = self._said.popleft()
-                self._said_bytes -= len(operation[0])
+                self._said_bytes -= len(operation)
                 _fail(future, written.error)
         self._measure()
         self._warn_of_size()
@@ -319,10 +318,10 @@ class Spooling:
             return
         written = [self._said.popleft() for _ in range(count)]
         operations = [operation for operation, _ in written]
-        nbytes = sum([len(operation[0]) for operation in operations])
+        nbytes = sum(map(len, operations))
         self.accepted += count
         self._said_bytes -= nbytes
-        self.last_number = operations[-1][3]
+        self.last_number = operations[-1].number
         self._bring_in(operations, nbytes)
         for _, future in written:
             if not future.done():
@@ -338,8 +337,8 @@ class Spooling:
         for operation in operations:
             if direct and room > 0 and room_bytes > 0 and self._queue.offer(operation):
                 room -= 1
-                room_bytes -= len(operation[0])
-                self._last_read = operation[3]
+                room_bytes -= len(operation)
+                self._last_read = operation.number
             else:
                 direct = False
                 self.unread += 1
@@ -417,14 +416,14 @@ class Spooling:
                 gone, self.unread = self.unread, 0
                 self._losses.gone(gone)
             for operation in page.operations:
-                if operation[3] in self._taken_meanwhile:  # and counted
-                    self._last_read = operation[3]
+                if operation.number in self._taken_meanwhile:  # and counted
+                    self._last_read = operation.number
                     continue
                 if not self._queue.offer(operation):
                     return  # a large one; it is read again when there is room
-                self._last_read = operation[3]
+                self._last_read = operation.number
                 self.unread -= 1
-            if page.operations and page.operations[0][3] <= self._expired_upto:
+            if page.operations and page.operations[0].number <= self._expired_upto:
                 self._losses.expired(self._expired_upto)
             self._quiet()
 
@@ -437,8 +436,8 @@ class Spooling:
             operations: In memory until now.
             refusals: Why each of them was not delivered, or ``None`` when they are done with.
         """
-        numbers = [operation[3] for operation in operations]
-        self._freed_bytes += sum([len(operation[0]) for operation in operations])
+        numbers = [operation.number for operation in operations]
+        self._freed_bytes += sum(map(len, operations))
         self._measure()
         if not self.is_open:  # its time was over; they are sent again after the next start
             return

@@ -125,7 +125,7 @@ class _FlushWatch:
     def note(self, operations: Sequence[Operation], verdict: Verdict) -> None:
         before = self.left
         if self.numbered:
-            self.numbered -= sum([operation[3] <= self.last_number for operation in operations])
+            self.numbered -= sum([operation.number <= self.last_number for operation in operations])
         else:
             self.waiting.difference_update(map(id, operations))
         self.count(verdict, before - self.left)
@@ -912,7 +912,7 @@ class CioBatchTracker(Generic[E]):
         if self._open_loop is not asyncio.get_running_loop():
             await self._open_spool(spooling)
         said = spooling.append(operation)
-        if said is None and self._overflow != "block" and spooling.is_full(len(operation[0])):
+        if said is None and self._overflow != "block" and spooling.is_full(len(operation)):
             if not self._make_room_on_disk(spooling, operation):
                 return
             said = spooling.append(operation)
@@ -935,7 +935,7 @@ class CioBatchTracker(Generic[E]):
         self._push()
         if self._overflow == "drop_oldest":
             self._hand_over()
-            while spooling.is_full(len(operation[0])):
+            while spooling.is_full(len(operation)):
                 oldest = self._delivery.backlog.drop_oldest()
                 if oldest is None:  # all that is in memory is in flight
                     break
@@ -1074,7 +1074,7 @@ class CioBatchTracker(Generic[E]):
     ) -> None:
         timer = None
         written = spooling.append(operation)
-        if written is None and self._overflow != "block" and spooling.is_full(len(operation[0])):
+        if written is None and self._overflow != "block" and spooling.is_full(len(operation)):
             if not self._make_room_on_disk(spooling, operation):
                 future.set_result(None)
                 return
@@ -1373,7 +1373,7 @@ class CioBatchTracker(Generic[E]):
                 self._left += len(left)
                 self._settle(left, Verdict.FAILED, reason="deadline")
             else:
-                self._queue.release(len(left), sum([len(operation[0]) for operation in left]))
+                self._queue.release(len(left), sum(map(len, left)))
                 spooling.leave(len(left))
             await asyncio.sleep(0)  # so many of them that the loop should not wait for all
         for hook in (self._hook, self._mourner):
@@ -1504,7 +1504,7 @@ class CioBatchTracker(Generic[E]):
         count = len(operations)
         self._counters.settle(verdict, count)
         if nbytes is None:
-            nbytes = sum([len(operation[0]) for operation in operations])
+            nbytes = sum(map(len, operations))
         self._queue.release(count, nbytes)
         for watch in self._watches:
             watch.note(operations, verdict)
@@ -1548,7 +1548,7 @@ class CioBatchTracker(Generic[E]):
         if self._mourner is None and self._dead_letters is None:
             return
         letters = [
-            DeadLetter(operation[0], (refusal,)) for operation, refusal in zip(operations, refusals, strict=True)
+            DeadLetter(operation.body, (refusal,)) for operation, refusal in zip(operations, refusals, strict=True)
         ]
         if self._dead_letters is not None:
             self._dead_letters.put(letters)
@@ -1579,7 +1579,7 @@ class CioBatchTracker(Generic[E]):
         """Operations up to a number are too old: those that wait are given up, those in flight if they fail again."""
         self._delivery.expired_upto = upto
         self._hand_over()
-        removed = self._delivery.backlog.remove(lambda operation: 0 < operation[3] <= upto)
+        removed = self._delivery.backlog.remove(lambda operation: 0 < operation.number <= upto)
         if removed:
             self._settle(removed, Verdict.FAILED, reason="max_age")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -17,12 +16,12 @@ ENVELOPE_BYTES = len(b'{"batch":[]}')
 
 
 def operation(key: Key | tuple[Key, ...], kind: str = "person.event", size: int = 4) -> Operation:
-    """A new tuple each time, so that equal operations are told apart by identity."""
-    return (b"x" * size, key, kind, 0)
+    """A new object each time, so that equal operations are told apart by identity."""
+    return Operation(b"x" * size, key, kind)
 
 
 def keys_of(item: Operation) -> tuple[Key, ...]:
-    return item[1] if isinstance(item[1], tuple) else (item[1],)
+    return item.key if isinstance(item.key, tuple) else (item.key,)
 
 
 def backlog(
@@ -38,7 +37,7 @@ def backlog(
 
 
 def add(into: Backlog, *operations: Operation) -> None:
-    into.add(operations, sum(len(each[0]) for each in operations))
+    into.add(operations, sum(len(each) for each in operations))
 
 
 def same(found: list[Operation], expected: list[Operation]) -> bool:
@@ -97,7 +96,7 @@ class BacklogMachine(RuleBasedStateMachine):
     @rule(operations=st.lists(st.one_of(one, one, one, several), min_size=1, max_size=8))
     def add(self, operations: list[Operation]) -> None:
         # Anew, because Hypothesis may draw one object twice.
-        fresh = [operation(each[1], each[2], len(each[0])) for each in operations]
+        fresh = [operation(each.key, each.kind, len(each)) for each in operations]
         add(self.backlog, *fresh)
         for each in fresh:
             self.waiting[id(each)] = each
@@ -120,16 +119,16 @@ class BacklogMachine(RuleBasedStateMachine):
         assert chunk.operations
         assert chunk.keys == {key for each in chunk.operations for key in keys_of(each)}
         assert all(chunk.keys.isdisjoint(other.keys) for other in self.out), "a person is out twice"
-        body = b'{"batch":[' + b",".join(each[0] for each in chunk.operations) + b"]}"
+        body = b'{"batch":[' + b",".join(each.body for each in chunk.operations) + b"]}"
         assert len(body) <= self.max_bytes
-        assert chunk.nbytes == sum(len(each[0]) for each in chunk.operations)
-        alone = {each[2] in self.APART for each in chunk.operations}
+        assert chunk.nbytes == sum(len(each) for each in chunk.operations)
+        alone = {each.kind in self.APART for each in chunk.operations}
         assert len(alone) == 1, "what is apart was mixed"
         assert len(chunk.operations) <= (self.max_apart if alone == {True} else self.max_operations)
         final: set[Key] = set()
         for each in chunk.operations:
             assert final.isdisjoint(keys_of(each)), "something follows a final operation of its person"
-            if each[2] in FINAL_KINDS:
+            if each.kind in FINAL_KINDS:
                 final.update(keys_of(each))
             self.leave(each)
         self.out.append(chunk)
@@ -230,7 +229,14 @@ class BacklogMachine(RuleBasedStateMachine):
         assert inside._out == out
         assert inside._due_lanes <= inside._lanes.keys()
         assert 0 <= inside._due_fresh <= len(inside._fresh)
-        assert inside._fresh_bytes == sum(len(each[0]) for each in inside._fresh)
+        assert inside._fresh_bytes == sum(len(each) for each in inside._fresh)
+        assert len(inside._blocked) <= 4
+        for run in inside._blocked:
+            assert [each.key for each in run.operations] == run.whose
+            assert run.nbytes == sum(map(len, run.operations))
+            assert 0 <= run.due <= len(run.operations)
+            assert run.people >= set(run.whose)
+            assert run.awake or out.issuperset(run.whose), "a run sleeps although somebody of it may go"
         assert len(inside._open) == len(set(inside._open)), "a lane is to be tried twice"
         to_be_tried = inside._open.keys() | inside._rested.keys()
         assert inside._open.keys().isdisjoint(inside._rested), "a lane is to be tried twice"
@@ -295,8 +301,8 @@ def test_an_operation_beyond_the_byte_limit_goes_alone() -> None:
     waiting = backlog(max_bytes=50)
     add(waiting, operation("a", size=80), operation("b"))
     waiting.expire()
-    assert [len(each[0]) for each in take(waiting).operations] == [80]
-    assert [len(each[0]) for each in take(waiting).operations] == [4]
+    assert [len(each) for each in take(waiting).operations] == [80]
+    assert [len(each) for each in take(waiting).operations] == [4]
 
 
 def test_a_person_who_is_out_holds_back_nobody_else() -> None:
@@ -336,14 +342,14 @@ def test_a_long_lane_is_emptied_in_order_and_in_full_chunks(
     gone = 0
     while gone < len(held):
         chunk = take(waiting)
-        count, body = len(chunk.operations), ENVELOPE_BYTES - 1 + sum(len(each[0]) + 1 for each in chunk.operations)
+        count, body = len(chunk.operations), ENVELOPE_BYTES - 1 + sum(len(each) + 1 for each in chunk.operations)
         assert same(chunk.operations, held[gone : gone + count])
         assert count <= max_operations
         assert body <= max_bytes or count == 1
-        assert all(each[2] == "person.event" for each in chunk.operations[:-1])
+        assert all(each.kind == "person.event" for each in chunk.operations[:-1])
         gone += count
-        if gone < len(held) and chunk.operations[-1][2] == "person.event":
-            assert count == max_operations or body + len(held[gone][0]) + 1 > max_bytes
+        if gone < len(held) and chunk.operations[-1].kind == "person.event":
+            assert count == max_operations or body + len(held[gone]) + 1 > max_bytes
         waiting.release(chunk)
     assert waiting.take() is None
     assert len(waiting) == 0
@@ -418,9 +424,9 @@ def test_kinds_apart_go_alone_and_in_their_own_number() -> None:
     chunks: list[list[Operation]] = []
     while (chunk := waiting.take()) is not None:
         chunks.append(chunk.operations)
-    assert all(len({each[2] for each in chunk}) == 1 for chunk in chunks)
+    assert all(len({each.kind for each in chunk}) == 1 for chunk in chunks)
     assert sorted(id(each) for chunk in chunks for each in chunk) == sorted(map(id, [*apart, *plain]))
-    assert max(len(chunk) for chunk in chunks if chunk[0][2] == "anonymous.event") <= 2
+    assert max(len(chunk) for chunk in chunks if chunk[0].kind == "anonymous.event") <= 2
     assert any(same(chunk, plain) for chunk in chunks), "what is apart must not cut the others' chunk short"
 
 
@@ -489,30 +495,26 @@ def test_dropping_through_an_outage_keeps_memory_flat() -> None:
 # --------------------------------------------------------------------------------------------- cost, by counting
 
 
-class CountedOperation(tuple[Any, ...]):
-    """An operation that counts how often anybody looks into any of its kind."""
+class CountedKey(str):
+    """A key that counts how often anybody is asked who it is."""
 
+    __slots__ = ()
     looks: ClassVar[int] = 0
 
-    def __getitem__(self, index: Any) -> Any:
-        CountedOperation.looks += 1
-        return super().__getitem__(index)
-
-    def __iter__(self) -> Iterator[Any]:
-        CountedOperation.looks += 1
-        return super().__iter__()
+    def __hash__(self) -> int:
+        CountedKey.looks += 1
+        return super().__hash__()
 
 
 def looks_per_operation(
-    keys: list[Key], *, concurrency: int, max_operations: int, max_bytes: int = 10**9, size: int = 10
+    keys: list[str], *, concurrency: int, max_operations: int, max_bytes: int = 10**9, size: int = 10
 ) -> float:
-    """Deliver everything with ``concurrency`` chunks out, and return how often an operation was looked into."""
+    """Deliver everything with ``concurrency`` chunks out, and return how often it was asked whose an operation is."""
     waiting = backlog(max_operations=max_operations, max_bytes=max_bytes)
-    body = b"x" * size
-    waiting.add([CountedOperation((body, key, "person.event", 0)) for key in keys], size * len(keys))
+    add(waiting, *[operation(CountedKey(key), size=size) for key in keys])
     out: list[Chunk] = []
     delivered = 0
-    CountedOperation.looks = 0
+    CountedKey.looks = 0
     while delivered < len(keys):
         while len(out) < concurrency and (chunk := waiting.take()) is not None:
             out.append(chunk)
@@ -523,7 +525,7 @@ def looks_per_operation(
         waiting.release(done)
         delivered += len(done.operations)
     assert len(waiting) == 0
-    return CountedOperation.looks / len(keys)
+    return CountedKey.looks / len(keys)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 8])
@@ -538,7 +540,7 @@ def looks_per_operation(
     ],
     ids=["distinct", "half is one person", "one person", "seven persons", "runs"],
 )
-def test_skew_costs_nothing(keys: list[Key], concurrency: int) -> None:
+def test_skew_costs_nothing(keys: list[str], concurrency: int) -> None:
     """Operations are looked into a constant number of times, however unevenly they fall upon persons."""
     assert looks_per_operation(keys, concurrency=concurrency, max_operations=100) < 20
 
@@ -546,6 +548,6 @@ def test_skew_costs_nothing(keys: list[Key], concurrency: int) -> None:
 @pytest.mark.parametrize("concurrency", [1, 2, 8])
 def test_skew_costs_nothing_where_bytes_are_the_limit(concurrency: int) -> None:
     """A person whose operations wait for many chunks' worth of bytes does not move to and fro with each of them."""
-    keys: list[Key] = ["hot" if n % 2 else str(n) for n in range(3_000)]
+    keys = ["hot" if n % 2 else str(n) for n in range(3_000)]
     looks = looks_per_operation(keys, concurrency=concurrency, max_operations=2_000, max_bytes=500, size=100)
     assert looks < 40

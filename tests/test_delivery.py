@@ -221,7 +221,7 @@ async def test_those_who_share_a_chunk_with_a_culprit_go_before_it_fails() -> No
     """A poisoned operation holds back its own person; all others of its chunk are delivered while it is retried."""
 
     def answer(operations: Sequence[Operation]) -> Judgement:
-        poisoned = any(b'"poison"' in operation[0] for operation in operations)
+        poisoned = any(b'"poison"' in operation.body for operation in operations)
         return retry(operations) if poisoned else Judgement(len(operations))
 
     told: list[tuple[Verdict, str]] = []
@@ -257,7 +257,7 @@ async def test_many_culprits_dam_up_nobody_else() -> None:
     """More chunks that only fail than may be out do not stop the rest from being tried."""
 
     def answer(operations: Sequence[Operation]) -> Judgement:
-        return retry(operations) if b'"poison"' in operations[0][0] else Judgement(len(operations))
+        return retry(operations) if b'"poison"' in operations[0].body else Judgement(len(operations))
 
     options = RetryOptions(max_retries=1_000, base_delay=0.05, max_delay=0.1)
     tracker = CioBatchTracker(

@@ -33,7 +33,7 @@ DELETE = encoded(ops.delete("u"))
 
 def test_a_settled_operation_has_its_payload_and_id() -> None:
     """The payload is the parsed body, and the id the ULID of kinds that have one."""
-    event = SettledOperation(Verdict.DELIVERED, EVENT[2], EVENT[0])
+    event = SettledOperation(Verdict.DELIVERED, EVENT.kind, EVENT.body)
     assert event.payload == {
         "type": "person",
         "action": "event",
@@ -44,12 +44,12 @@ def test_a_settled_operation_has_its_payload_and_id() -> None:
         "attributes": {"a": SECRET},
     }
     assert event.id == ULID
-    assert SettledOperation(Verdict.REJECTED, DELETE[2], DELETE[0]).id is None
+    assert SettledOperation(Verdict.REJECTED, DELETE.kind, DELETE.body).id is None
 
 
 def test_a_settled_operation_shows_no_content() -> None:
     """Neither the body nor the service's message is in its repr, and it is frozen."""
-    settled = SettledOperation(Verdict.REJECTED, EVENT[2], EVENT[0], "invalid", "attributes", SECRET, 400, 2)
+    settled = SettledOperation(Verdict.REJECTED, EVENT.kind, EVENT.body, "invalid", "attributes", SECRET, 400, 2)
     assert SECRET not in repr(SettledChunk((settled,)))
     assert "invalid" in repr(settled)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
@@ -63,8 +63,8 @@ def test_a_hook_gets_the_operations_of_a_call_together() -> None:
     assert got == [
         SettledChunk(
             (
-                SettledOperation(Verdict.FAILED, "person.event", EVENT[0], "deadline", "", "", 503, 4),
-                SettledOperation(Verdict.FAILED, "person.delete", DELETE[0], "deadline", "", "", 503, 4),
+                SettledOperation(Verdict.FAILED, "person.event", EVENT.body, "deadline", "", "", 503, 4),
+                SettledOperation(Verdict.FAILED, "person.delete", DELETE.body, "deadline", "", "", 503, 4),
             )
         )
     ]

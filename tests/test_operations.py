@@ -55,6 +55,10 @@ def said(draft: Draft) -> Operation:
     return encode(draft, now=NOW, new_id=lambda: ULID)
 
 
+def parts(operation: Operation) -> tuple[bytes, Any, str, int]:
+    return operation.body, operation.key, operation.kind, operation.number
+
+
 def encode_event(
     user_id: Any, name: Any, data: Any, timestamp: Any, id: Any, now: float, new_id: Callable[[], str]
 ) -> Operation:
@@ -71,7 +75,7 @@ def encode_event(
         assert str(first) == str(second)
         raise first
     assert first == second
-    assert [type(part) for part in first] == [type(part) for part in second]
+    assert [type(part) for part in parts(first)] == [type(part) for part in parts(second)]
     return first
 
 
@@ -86,7 +90,7 @@ def event_with(value: Any) -> Draft:
 
 
 def value_on_the_wire(value: Any) -> bytes:
-    body = said(event_with(value))[0]
+    body = said(event_with(value)).body
     return body[body.index(b'"attributes":{"value":') + len(b'"attributes":{"value":') : -2]
 
 
@@ -253,7 +257,7 @@ SAID: list[tuple[Draft, bytes, object, str]] = [
 @pytest.mark.parametrize(("draft", "body", "key", "kind"), SAID, ids=[f"{n}-{case[3]}" for n, case in enumerate(SAID)])
 def test_each_constructor_gives_exact_bytes(draft: Draft, body: bytes, key: object, kind: str) -> None:
     """What a constructor says stands on the wire byte by byte, with everyone it names in its key."""
-    assert said(draft) == (body, key, kind, 0)
+    assert said(draft) == Operation(body, key, kind)  # type: ignore[arg-type]
     json.loads(body)
 
 
@@ -261,8 +265,8 @@ def test_each_constructor_gives_exact_bytes(draft: Draft, body: bytes, key: obje
 def test_an_operation_is_read_back_from_its_bytes(draft: Draft) -> None:
     """Bytes, key and kind: what a spool or a dead letter holds is the whole operation."""
     operation = said(draft)
-    assert ops.decode(operation[0]) == operation
-    assert ops.decode(operation[0], 7) == (*operation[:3], 7)
+    assert ops.decode(operation.body) == operation
+    assert ops.decode(operation.body, 7) == Operation(operation.body, operation.key, operation.kind, 7)
 
 
 @given(
@@ -279,7 +283,7 @@ def test_whomever_an_event_is_about_is_read_back(person: Any, name: str) -> None
         operation = encode_event(person, name, {"type": "x"}, None, None, now=NOW, new_id=lambda: ULID)
     except InvalidOperationError:
         return
-    assert ops.decode(operation[0]) == operation
+    assert ops.decode(operation.body) == operation
 
 
 @pytest.mark.parametrize(
@@ -409,11 +413,11 @@ def test_the_short_way_gives_the_bytes_of_the_long_one(
     expected = said(ops.event(user, name, data, timestamp=timestamp, id=id))
     short = encode_event(user, name, data, timestamp, id, now=NOW, new_id=lambda: ULID)
     assert short == expected
-    assert type(short[1]) is type(expected[1])
-    parsed = json.loads(short[0])
+    assert type(short.key) is type(expected.key)
+    parsed = json.loads(short.body)
     assert parsed["name"] == name
     assert parsed.get("attributes") == data
-    assert isinstance(short[1], str) == isinstance(user, str)
+    assert isinstance(short.key, str) == isinstance(user, str)
 
 
 HOSTILE = ['"', "\\", "\x00", "a\x1f", "\x7f", "a\u2028", "é", "😀", "</script>", "a" * 37, "😀" * 37, "null", "%s{}"]
@@ -423,9 +427,10 @@ HOSTILE = ['"', "\\", "\x00", "a\x1f", "\x7f", "a\u2028", "é", "😀", "</scrip
 def test_hostile_text_is_escaped_like_everywhere(text: str) -> None:
     """Quotes, control characters and the like come back as they went in, in id, name, key and value."""
     name = text[:24]
-    body, key, _, _ = encode_event(text, name, {text: text}, None, None, now=NOW, new_id=lambda: ULID)
+    operation = encode_event(text, name, {text: text}, None, None, now=NOW, new_id=lambda: ULID)
+    body, key = operation.body, operation.key
     assert key == text
-    assert body == said(ops.event(text, name, {text: text}))[0]
+    assert body == said(ops.event(text, name, {text: text})).body
     parsed = json.loads(body)
     assert parsed["identifiers"] == {"id": text}
     assert parsed["attributes"] == {text: text}
@@ -461,15 +466,15 @@ def test_now_and_new_id_are_used_only_where_nothing_was_given() -> None:
         raise AssertionError
 
     draft = ops.event("u", "n", timestamp=5, id=ULID)
-    body = encode(draft, now=math.nan, new_id=never)[0]
-    assert body == encode_event("u", "n", None, 5, ULID, now=math.nan, new_id=never)[0]
+    body = encode(draft, now=math.nan, new_id=never).body
+    assert body == encode_event("u", "n", None, 5, ULID, now=math.nan, new_id=never).body
     assert b'"timestamp":5,' in body
     assert b'"id":"' + ULID.encode() in body
 
 
 def test_seconds_are_not_mixed_up() -> None:
     """The cached digits of a second never stand in for those of another."""
-    bodies = [encode_event("u", "n", None, second, ULID, now=0, new_id=lambda: ULID)[0] for second in (5, 6, 5, 0, 5)]
+    bodies = [encode_event("u", "n", None, second, ULID, now=0, new_id=lambda: ULID).body for second in (5, 6, 5, 0, 5)]
     assert [json.loads(body)["timestamp"] for body in bodies] == [5, 6, 5, 0, 5]
 
 
@@ -562,7 +567,7 @@ def test_a_phone_cannot_name_where_the_wire_has_no_place_for_it() -> None:
 
 def test_a_cio_id_loses_its_prefix_once_and_must_keep_something() -> None:
     """``cio_`` is not part of the id, and an id of nothing but the prefix is none."""
-    assert json.loads(said(ops.delete(CioId("cio_cio_1")))[0])["identifiers"] == {"cio_id": "cio_1"}
+    assert json.loads(said(ops.delete(CioId("cio_cio_1"))).body)["identifiers"] == {"cio_id": "cio_1"}
     assert refused(ops.delete(CioId("cio_"))).field == "cio_id"
 
 
@@ -672,7 +677,7 @@ def test_an_operation_has_at_most_32000_bytes(character: str) -> None:
 
     def of_size(make: Callable[[Any], Draft], size: int) -> Draft:
         width = len(orjson.dumps(character)) - 2
-        room = size - len(said(make({"d": ""}))[0])
+        room = size - len(said(make({"d": ""})).body)
         return make({"d": character * (room // width) + "x" * (room % width)})
 
     makes: list[Callable[[Any], Draft]] = [
@@ -681,7 +686,7 @@ def test_an_operation_has_at_most_32000_bytes(character: str) -> None:
         lambda data: ops.add_device("u", "t", "ios", attributes=data),
     ]
     for make in makes:
-        assert len(said(of_size(make, 32_000))[0]) == 32_000
+        assert len(said(of_size(make, 32_000)).body) == 32_000
         error = refused(of_size(make, 32_001))
         assert (error.field, error.limit, error.actual) == ("operation", 32_000, 32_001)
     data = of_size(makes[0], 32_001).attributes
@@ -734,7 +739,7 @@ def test_an_id_that_is_no_ulid_is_refused(id: Any) -> None:
 @pytest.mark.parametrize("id", [ULID, ULID.lower(), "0" * 26, "7" + "Z" * 25])
 def test_a_ulid_is_written_in_upper_case(id: str) -> None:
     """The canonical form goes out, so that one id is one id."""
-    assert json.loads(said(ops.event("u", "n", id=id))[0])["id"] == id.upper()
+    assert json.loads(said(ops.event("u", "n", id=id)).body)["id"] == id.upper()
 
 
 @pytest.mark.parametrize(
@@ -752,8 +757,8 @@ def test_a_ulid_is_written_in_upper_case(id: str) -> None:
 def test_a_timestamp_becomes_unix_seconds(timestamp: Any, seconds: int) -> None:
     """Numbers and aware datetimes become whole seconds, rounded down."""
     for draft in (ops.event("u", "n", timestamp=timestamp), ops.identify("u", timestamp=timestamp)):
-        assert json.loads(said(draft)[0])["timestamp"] == seconds
-    device = said(ops.add_device("u", "t", "ios", last_used=timestamp))[0]
+        assert json.loads(said(draft).body)["timestamp"] == seconds
+    device = said(ops.add_device("u", "t", "ios", last_used=timestamp)).body
     assert json.loads(device)["device"]["last_used"] == seconds
 
 
@@ -878,14 +883,14 @@ def test_a_value_is_written_as_promised(value: Any, wire: str) -> None:
     """Each kind of Python value has one way to be written, in data and in attributes alike."""
     assert value_on_the_wire(value) == wire.encode()
     json.loads(wire)
-    assert said(ops.identify("u", {"value": value}))[0].endswith(b'"attributes":{"value":' + wire.encode() + b"}}")
+    assert said(ops.identify("u", {"value": value})).body.endswith(b'"attributes":{"value":' + wire.encode() + b"}}")
 
 
 @pytest.mark.parametrize("data", [Point(1.0), SlotPoint(1.0), Order(1), Frozen(a=1), types.MappingProxyType({})])
 def test_data_may_be_any_object_that_has_fields(data: Any) -> None:
     """Dataclasses, attrs objects and mappings are data by themselves."""
-    assert isinstance(json.loads(said(ops.event("u", "n", data))[0])["attributes"], dict)
-    assert SECRET.encode() not in said(ops.event("u", "n", data))[0]
+    assert isinstance(json.loads(said(ops.event("u", "n", data)).body)["attributes"], dict)
+    assert SECRET.encode() not in said(ops.event("u", "n", data)).body
 
 
 @pytest.mark.parametrize("data", [[], [1], "text", 7, 1.5, True, dt.date(2024, 1, 1), uuid.UUID(int=1), Colour.RED])
@@ -910,7 +915,7 @@ def test_an_enum_of_text_is_name_and_id(word: Any) -> None:
         encode_event("hello", word, None, None, None, now=NOW, new_id=lambda: ULID),
     ):
         assert way == expected
-        assert type(way[1]) is str
+        assert type(way.key) is str
 
 
 BAD_VALUES: dict[str, tuple[Any, str]] = {
@@ -1137,7 +1142,7 @@ def test_one_text_is_no_list_of_people() -> None:
 
 def test_an_empty_list_of_relationships_says_nothing_and_is_written() -> None:
     """An identify may have an empty list."""
-    assert b'"cio_relationships":[]' in said(ops.identify("u", relationships=[]))[0]
+    assert b'"cio_relationships":[]' in said(ops.identify("u", relationships=[])).body
 
 
 # ------------------------------------------------------------------------------------------ nothing is shared
@@ -1163,11 +1168,11 @@ def test_the_caller_s_objects_are_left_alone() -> None:
     encoded = [said(draft) for draft in drafts]
     short = encode_event("u", "n", data, None, None, now=NOW, new_id=lambda: ULID)
     assert (data, device, relationships, drafts) == before
-    bodies = [bytes(bytearray(each[0])) for each in [*encoded, short]]
+    bodies = [bytes(bytearray(each.body)) for each in [*encoded, short]]
     data["a"].append(SECRET)  # type: ignore[union-attr]
     device["token"] = SECRET
-    assert [each[0] for each in [*encoded, short]] == bodies
-    assert said(drafts[0])[0] != bodies[0]
+    assert [each.body for each in [*encoded, short]] == bodies
+    assert said(drafts[0]).body != bodies[0]
 
 
 @pytest.mark.parametrize(
@@ -1184,11 +1189,11 @@ def test_the_cache_of_names_is_bounded_and_right() -> None:
     """Names without end cost time and never memory, and each event keeps its own name."""
     for n in range(2 * ops._MAX_CACHED_HEADS + 10):
         name = f"name {n}"
-        body = encode_event("u", name, None, None, None, now=NOW, new_id=lambda: ULID)[0]
+        body = encode_event("u", name, None, None, None, now=NOW, new_id=lambda: ULID).body
         assert b'"name":"' + name.encode() + b'"' in body
         assert len(ops._heads) <= ops._MAX_CACHED_HEADS
-    again = encode_event("u", "name 3", None, None, None, now=NOW, new_id=lambda: ULID)[0]
-    assert again == said(ops.event("u", "name 3"))[0]
+    again = encode_event("u", "name 3", None, None, None, now=NOW, new_id=lambda: ULID).body
+    assert again == said(ops.event("u", "name 3")).body
 
 
 # ------------------------------------------------------------------------------------------------------- keys
@@ -1207,20 +1212,20 @@ def test_no_two_identifiers_share_a_key() -> None:
         ops.delete_object(ObjectId(text, text)),
         ops.delete_object(CioObjectId(text)),
         ops.delivery_event(text, "opened", "t"),
-        ops.delete(said(ops.delete(Email(text)))[1].decode()),  # type: ignore[union-attr]
+        ops.delete(said(ops.delete(Email(text))).key.decode()),  # type: ignore[union-attr]
     ]
-    keys = [said(draft)[1] for draft in drafts]
+    keys = [said(draft).key for draft in drafts]
     assert len(set(keys)) == len(keys)
 
 
 def test_an_object_is_keyed_the_same_wherever_it_is_named() -> None:
     """An object and a relationship to it, and a person and a relationship to them, keep one order."""
-    assert said(ops.delete_object(ACME))[1] in said(ops.add_relationships("u", [ACME]))[1]
+    assert said(ops.delete_object(ACME)).key in said(ops.add_relationships("u", [ACME])).key
     for person in ("u", Email("a@b"), CioId("1")):
-        assert said(ops.event(person, "n"))[1] in said(ops.add_object_relationships(ACME, [person]))[1]
-        assert said(ops.event(person, "n"))[1] in said(ops.merge(person, "other"))[1]
+        assert said(ops.event(person, "n")).key in said(ops.add_object_relationships(ACME, [person])).key
+        assert said(ops.event(person, "n")).key in said(ops.merge(person, "other")).key
         short = encode_event(person, "n", None, None, None, now=NOW, new_id=lambda: ULID)
-        assert said(ops.delete(person))[1] == short[1]
+        assert said(ops.delete(person)).key == short.key
 
 
 def test_final_kinds_are_those_whose_repeat_could_undo_what_follows() -> None:
@@ -1235,4 +1240,4 @@ def test_a_datetime_is_bounded_as_a_timestamp_and_not_as_a_value(when: dt.dateti
     with pytest.raises(InvalidOperationError) as caught:
         said(ops.event("u", "e", timestamp=when))
     assert caught.value.field == "timestamp"
-    assert json.loads(said(ops.event("u", "e", {"born": when}))[0])["attributes"] == {"born": int(when.timestamp())}
+    assert json.loads(said(ops.event("u", "e", {"born": when})).body)["attributes"] == {"born": int(when.timestamp())}

@@ -15,7 +15,7 @@ MANY = 10**9
 
 
 def operation(size: int = 10, key: str = "u") -> Operation:
-    return (b"x" * size, key, "person.event", 0)
+    return Operation(b"x" * size, key, "person.event")
 
 
 class Queue(OperationQueue):
@@ -41,7 +41,7 @@ class Queue(OperationQueue):
 
 
 def settle(queue: OperationQueue, *operations: Operation) -> None:
-    queue.release(len(operations), sum(len(each[0]) for each in operations))
+    queue.release(len(operations), sum(len(each) for each in operations))
 
 
 async def turn() -> None:
@@ -191,7 +191,7 @@ async def test_nobody_overtakes_those_who_wait() -> None:
     settle(queue, operation(60))
     assert large.done()
     assert small.done()
-    assert [len(each[0]) for each in queue.queued()] == [60, 80, 1]
+    assert [len(each) for each in queue.queued()] == [60, 80, 1]
 
 
 async def test_a_cancelled_waiter_gives_up_its_place() -> None:
@@ -203,7 +203,7 @@ async def test_a_cancelled_waiter_gives_up_its_place() -> None:
     queue.release(0, 0)
     assert behind.done()
     assert queue.waiting == 0
-    assert [each[1] for each in queue.queued()] == ["u", "behind"]
+    assert [each.key for each in queue.queued()] == ["u", "behind"]
     assert (queue.accepted, queue.held_bytes) == (2, 90)
 
 
@@ -242,7 +242,7 @@ async def test_a_cancelled_put_is_not_accepted_and_lets_the_next_one_in() -> Non
     await asyncio.wait([gone, behind], timeout=5)
     assert gone.cancelled()
     assert behind.done()
-    assert [each[1] for each in queue.queued()] == ["u", "behind"]
+    assert [each.key for each in queue.queued()] == ["u", "behind"]
 
 
 async def test_a_put_cancelled_in_the_instant_of_its_room_is_accepted_and_counted() -> None:
@@ -254,7 +254,7 @@ async def test_a_put_cancelled_in_the_instant_of_its_room_is_accepted_and_counte
     settle(queue, operation())
     late.cancel()
     await asyncio.wait([late], timeout=5)
-    assert [each[1] for each in queue.queued()] == ["u", "late"]
+    assert [each.key for each in queue.queued()] == ["u", "late"]
     assert (queue.accepted, queue.held) == (2, 1)
 
 
@@ -286,7 +286,7 @@ async def test_a_large_history_ends_with_numbers_that_agree() -> None:
             rooms.append((n, queue.wait_for_room(item)))
         if n % 3 == 0:
             taken = list(queue.take_all()[0])
-            entered += [each[1] for each in taken]  # type: ignore[misc]
+            entered += [each.key for each in taken]  # type: ignore[misc]
             out += taken
         if n % 11 == 0 and rooms:
             rooms.pop(len(rooms) // 2)[1].cancel()
@@ -297,10 +297,10 @@ async def test_a_large_history_ends_with_numbers_that_agree() -> None:
             settled += len(gone)
         held = [*out, *queue.queued()]
         assert queue.accepted == settled + len(held)
-        assert (queue.held, queue.held_bytes) == (len(held), sum(len(each[0]) for each in held))
+        assert (queue.held, queue.held_bytes) == (len(held), sum(len(each) for each in held))
         assert queue.held <= 5
         assert queue.held_bytes <= 60
-        assert queue.queued_bytes == sum(len(each[0]) for each in queue.queued())
+        assert queue.queued_bytes == sum(len(each) for each in queue.queued())
         states = [room.done() for _, room in rooms if not room.cancelled()]
         assert states == sorted(states, reverse=True), "somebody was overtaken"
         assert queue.waiting == states.count(False)

@@ -25,7 +25,7 @@ import pytest
 
 import cio_batch
 from cio_batch import speedups
-from cio_batch.operations import MAX_OPERATION_BYTES, Email, Operation
+from cio_batch.operations import IN_PYTHON, MAX_OPERATION_BYTES, Email, Operation, join, keys_of, running_bytes
 from cio_batch.queues import DoorInPython
 from cio_batch.speedups import event_encoder
 
@@ -89,6 +89,119 @@ class Letters(str, enum.Enum):  # noqa: UP042 - StrEnum writes itself otherwise
     ADA = "ada"
 
 
+# ---------------------------------------------------------------------------------------------------- Operation
+
+OPERATIONS = [IN_PYTHON[0]] if speedups.compiled is None else [IN_PYTHON[0], speedups.compiled.Operation]
+KEYS = ["ada", b'{"email":"ada@example.com"}', ("ada", b"x"), ""]
+
+
+@pytest.mark.parametrize("kind", OPERATIONS)
+def test_an_operation_holds_what_it_was_given(kind: type[Operation]) -> None:
+    """Each part comes out as it went in; the number alone can be set, by the spool that gives it."""
+    for key in KEYS:
+        operation = kind(b"{}", key, "person.identify", 7)
+        assert (operation.body, operation.key, operation.kind, operation.number) == (b"{}", key, "person.identify", 7)
+        assert type(operation.key) is type(key)
+        assert len(operation) == 2
+    operation = kind(key="ada", kind="person.event", body=b"")
+    assert (operation.body, len(operation), operation.number) == (b"", 0, 0)
+    operation.number = 2**62
+    assert operation.number == 2**62
+
+
+@pytest.mark.parametrize("kind", OPERATIONS)
+def test_operations_are_equal_where_all_parts_are(kind: type[Operation]) -> None:
+    """And never equal to anything else; what can be changed has no hash."""
+    one = kind(b"{}", "ada", "person.event", 7)
+    assert one == kind(bytes(bytearray(b"{}")), "".join(["a", "da"]), "person.event", 7)
+    others: list[object] = [
+        kind(b"[]", "ada", "person.event", 7),
+        kind(b"{} ", "ada", "person.event", 7),
+        kind(b"{}", "bob", "person.event", 7),
+        kind(b"{}", b"ada", "person.event", 7),
+        kind(b"{}", "ada", "person.page", 7),
+        kind(b"{}", "ada", "person.event"),
+        (b"{}", "ada", "person.event", 7),
+        None,
+    ]
+    for other in others:
+        assert one != other
+        assert not one == other  # noqa: SIM201 - the other operator
+    with pytest.raises(TypeError):
+        hash(one)
+    with pytest.raises(TypeError):
+        assert one < one  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", OPERATIONS)
+def test_an_operation_shows_sizes_only(kind: type[Operation]) -> None:
+    """Whoever logs one logs neither a person nor a payload."""
+    shown = repr(kind(b'{"a":"secret"}', "secret", "person.event", 7))
+    assert shown == "Operation(body=<14 bytes>, key=<hidden>, kind='person.event', number=7)"
+
+
+@built
+@pytest.mark.parametrize(
+    "wrong",
+    [("text", "u", "k"), (b"", "u", 5), (b"", "u", "k", "7"), (b"", "u", "k", 2**63), (b"",), (b"", "u", "k", 0, 0)],
+)
+def test_an_operation_of_wrong_parts_is_refused(wrong: tuple[Any, ...]) -> None:
+    """The extension looks at a part before it reads it."""
+    with pytest.raises((TypeError, OverflowError)):
+        OPERATIONS[-1](*wrong)
+
+
+@built
+def test_an_operation_costs_little_more_than_its_bytes() -> None:
+    """The person's id is cut out of the body; an id of the longest kind costs no more than a short one."""
+    for person in ("ada", "x" * 150):
+        operation = Encoder().encode(*arguments(user_id="".join(person)))
+        assert operation.key == person
+        assert not gc.is_tracked(operation)
+        assert sys.getsizeof(operation) <= len(operation) + 56
+
+
+@built
+def test_an_operation_gives_back_what_it_took() -> None:
+    """Neither making nor reading nor dropping one keeps or loses a reference."""
+    parts = (b"x" * 100, "ada and others", "person.identify")
+    before = [sys.getrefcount(part) for part in parts]
+    for _ in range(1_000):
+        operation = OPERATIONS[-1](*parts)
+        assert (operation.body, operation.key, operation.kind) == parts
+        assert operation == OPERATIONS[-1](*parts)
+        repr(operation)
+        assert [join([operation] * 2), keys_of([operation]), running_bytes([operation])][1] == [parts[1]]
+    del operation
+    assert [sys.getrefcount(part) for part in parts] == before
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+def test_what_is_done_in_bulk_is_done_to_each(count: int) -> None:
+    """Bodies, keys and running sizes, compiled as in Python, of operations of every kind."""
+    operations = [Operation(b"x" * n, KEYS[n % 4], "person.identify", n) for n in range(count)]
+    operations += [
+        cio_batch.operations.encode_event(f"user-{n}", "n", {"n": n}, None, None, NOW, lambda: ULID)
+        for n in range(count)
+    ]
+    _, join_in_python, keys_in_python, running_in_python = IN_PYTHON
+    assert join(operations) == join_in_python(operations) == b",".join([each.body for each in operations])
+    assert keys_of(operations) == keys_in_python(operations) == [each.key for each in operations]
+    assert running_bytes(operations) == running_in_python(operations)
+    assert running_bytes(operations)[-1:] == ([len(join(operations)) + 1] if operations else [])
+
+
+@built
+@pytest.mark.parametrize("nonsense", [None, (), [None], [(b"x", "u", "k", 0)], ["text"]], ids=repr)
+def test_a_list_of_something_else_is_refused(nonsense: Any) -> None:
+    """What reads the memory of operations makes sure that these are some."""
+    for read in (join, keys_of, running_bytes):
+        with pytest.raises(TypeError, match="must be a list of operations"):
+            read(nonsense)
+        with pytest.raises(TypeError, match="must be a list of operations"):
+            read([Operation(b"", "u", "k"), nonsense])
+
+
 # ------------------------------------------------------------------------------------------------- encode_event
 
 
@@ -112,8 +225,7 @@ def test_the_usual_event_never_asks_python(said: dict[str, Any], body: bytes) ->
     encoder = Encoder()
     words = arguments(**said)
     operation = encoder.encode(*words)
-    assert operation == (body, words[0], "person.event", 0)
-    assert operation[1] is words[0]
+    assert operation == Operation(body, words[0], "person.event")
     assert encoder.asked == []
 
 
@@ -182,9 +294,18 @@ def test_a_null_is_seen_wherever_it_stands(place: int) -> None:
 @built
 def test_the_limit_is_met_to_the_byte() -> None:
     """A body of ``max_bytes`` is usual, one of a byte more is not."""
-    size = len(Encoder().encode(*arguments())[0])
+    size = len(Encoder().encode(*arguments()))
     assert Encoder(max_bytes=size).encode(*arguments()) is not LEFT_ALONE
     assert Encoder(max_bytes=size - 1).encode(*arguments()) is LEFT_ALONE
+
+
+@built
+@pytest.mark.parametrize(("changes", "error"), [({"max_bytes": 65_536}, ValueError), ({"max_bytes": -1}, ValueError)])
+def test_an_encoder_is_bound_to_what_it_can_do(changes: dict[str, Any], error: type[Exception]) -> None:
+    """An operation knows places in its body by numbers of 16 bits."""
+    with pytest.raises(error, match="between 0 and 65535"):
+        Encoder(**changes)
+    assert Encoder(max_bytes=65_535).encode(*arguments()).key == "ada"
 
 
 @built
@@ -244,7 +365,7 @@ def test_a_head_that_is_replaced_meanwhile_stays_alive() -> None:
 
     encoder = Encoder(dumps=replacing)
     encoder.heads["n"] = (1_700_000_000.0, 1_700_000_001.0, bytes(bytearray(HEAD)), b'"n"')
-    assert encoder.encode(*arguments(data={}))[0].startswith(HEAD)
+    assert encoder.encode(*arguments(data={})).body.startswith(HEAD)
 
 
 @built
@@ -282,7 +403,7 @@ DOORS = [DoorInPython] if speedups.compiled is None else [DoorInPython, speedups
 
 
 def operation(size: int = 10) -> Operation:
-    return b"x" * size, "ada", "person.event", 0
+    return Operation(b"x" * size, "ada", "person.event")
 
 
 def opened(kind: type[DoorInPython], *, calm_operations: int = 3, calm_bytes: int = 100) -> tuple[DoorInPython, Any]:
@@ -357,9 +478,9 @@ def test_what_could_not_be_queued_is_not_counted(kind: type[DoorInPython]) -> No
 @built
 @pytest.mark.parametrize("nonsense", [None, (), (None,), ("text",), [b"x"]], ids=repr)
 def test_what_is_no_operation_is_an_error_not_a_crash(nonsense: Any) -> None:
-    """The extension reads a tuple that begins with bytes, and looks before it reads."""
+    """The extension looks before it reads."""
     door, queued = opened(DOORS[-1])
-    with pytest.raises((TypeError, IndexError, SystemError)):
+    with pytest.raises(TypeError, match="must be an Operation"):
         door.accept(nonsense)
     assert (queued, door.accepted) == ([], 0)
 

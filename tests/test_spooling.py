@@ -274,7 +274,7 @@ async def test_what_a_repeat_could_undo_waits_until_the_disk_has_forgotten(path:
     class Locking(DiscardTransport):
         async def send(self, operations: Sequence[Operation], call: Call) -> Judgement:
             await all_enqueued.wait()
-            sent.append([orjson.loads(operation[0])["identifiers"]["id"] for operation in operations])
+            sent.append([orjson.loads(operation.body)["identifiers"]["id"] for operation in operations])
             if len(sent) == 1:
                 other.execute("BEGIN IMMEDIATE")  # until it ends, no acknowledgement can be written
             return deliver(operations)
@@ -322,8 +322,8 @@ async def test_memory_stays_bounded_and_order_holds(path: Path) -> None:
         await tracker.enqueue("u-0", "seen", {"n": 2_000})
     got: dict[str, list[int]] = {}
     for chunk in transport.sent:
-        for body, key, _, _ in chunk:
-            got.setdefault(str(key), []).append(orjson.loads(body)["attributes"]["n"])
+        for operation in chunk:
+            got.setdefault(str(operation.key), []).append(orjson.loads(operation.body)["attributes"]["n"])
     for who in range(11):
         first_arrivals = list(dict.fromkeys(got[f"u-{who}"]))
         assert first_arrivals == [*range(who, 2_000, 11), *([2_000] if who == 0 else [])]
@@ -387,7 +387,7 @@ async def test_who_waits_for_room_on_disk_gets_it_in_turn(path: Path) -> None:
         assert [n for n, result in enumerate(results) if result is not None] == [98]
     assert assert_conserved(tracker).delivered == 99
     arrived = list(
-        dict.fromkeys(orjson.loads(body)["attributes"]["n"] for chunk in transport.sent for body, *_ in chunk)
+        dict.fromkeys(orjson.loads(each.body)["attributes"]["n"] for chunk in transport.sent for each in chunk)
     )
     assert arrived == [n for n in range(100) if n != 98]
 
@@ -502,7 +502,7 @@ async def test_a_culprit_that_alone_keeps_failing_becomes_a_dead_letter(path: Pa
     """Others get through, so it is the operation: it is isolated, kept with its reason, and dams up nobody."""
 
     def answer(operations: Sequence[Operation]) -> Judgement:
-        if any(b'"poison"' in operation[0] for operation in operations):
+        if any(b'"poison"' in operation.body for operation in operations):
             return Judgement(0, next=Next.RETRY, reason="status 500", status=500)
         return Judgement(len(operations), status=200)
 
@@ -545,7 +545,7 @@ async def test_after_an_outage_a_single_failure_gives_nothing_up(path: Path) -> 
     failures = {f"u-{n}": 1 for n in range(20)}
 
     def flaky(operations: Sequence[Operation]) -> Judgement:
-        key = str(operations[0][1])
+        key = str(operations[0].key)
         failures[key] -= 1
         return Judgement(1) if failures[key] < 0 else Judgement(0, next=Next.RETRY, reason="status 503", status=503)
 
@@ -575,7 +575,7 @@ async def test_without_a_spool_dead_letters_go_to_a_file(tmp_path: Path) -> None
     transport = Told(
         lambda operations: Judgement(
             len(operations),
-            rejected={n: Rejection("invalid", "name") for n, each in enumerate(operations) if b"bad" in each[0]},
+            rejected={n: Rejection("invalid", "name") for n, each in enumerate(operations) if b"bad" in each.body},
         )
     )
     tracker = CioBatchTracker(transport=transport, dead_letters=file, retry=PATIENT, flush_interval=600.0)
@@ -654,7 +654,7 @@ async def test_purge_removes_a_person_everywhere(path: Path) -> None:
         assert b"gone" not in content(path).replace(b"gone@example.com", b"")
         transport.answer = deliver
         assert (await tracker.flush(timeout=10)).delivered == 51
-    assert all(key != "gone" for chunk in transport.sent for _, key, _, _ in chunk)
+    assert all(each.key != "gone" for chunk in transport.sent for each in chunk)
     with pytest.raises(SpoolError, match="not open"):
         await spool.purge("u")
 
@@ -713,7 +713,7 @@ def test_one_tracker_in_two_loops(path: Path) -> None:
     assert asyncio.run(finish()) == Report(delivered=20)
     stats = assert_conserved(tracker)
     assert (stats.accepted, stats.recovered) == (20, 0)
-    assert [orjson.loads(body)["attributes"]["n"] for chunk in transport.sent for body, *_ in chunk] == list(range(20))
+    assert [orjson.loads(each.body)["attributes"]["n"] for chunk in transport.sent for each in chunk] == list(range(20))
 
 
 def test_a_loop_that_died_without_a_word(path: Path) -> None:
@@ -742,7 +742,7 @@ def test_a_loop_that_died_without_a_word(path: Path) -> None:
 
     assert asyncio.run(finish()) == Report(delivered=11)
     assert (assert_conserved(tracker).accepted, rows(path)) == (11, [])
-    assert [orjson.loads(body)["attributes"]["n"] for chunk in transport.sent for body, *_ in chunk] == list(range(11))
+    assert [orjson.loads(each.body)["attributes"]["n"] for chunk in transport.sent for each in chunk] == list(range(11))
 
 
 async def test_sixteen_threads_during_close(path: Path) -> None:
@@ -938,7 +938,7 @@ async def test_purge_takes_what_waits_for_a_repeat(path: Path) -> None:
         transport.answer = deliver
         assert (await tracker.flush(timeout=10)).delivered == 1
         assert assert_conserved(tracker).dropped == 5
-    assert [key for chunk in transport.sent for _, key, _, _ in chunk] == ["u"]
+    assert [each.key for chunk in transport.sent for each in chunk] == ["u"]
 
 
 async def test_purge_takes_what_is_being_read_back(path: Path) -> None:
@@ -956,7 +956,7 @@ async def test_purge_takes_what_is_being_read_back(path: Path) -> None:
         await again.flush(timeout=10)
         stats = assert_conserved(again)
         assert (stats.delivered, stats.dropped, stats.spooled) == (150, 150, 0)
-    assert {key for chunk in transport.sent for _, key, _, _ in chunk} == {"u"}
+    assert {each.key for chunk in transport.sent for each in chunk} == {"u"}
 
 
 async def test_another_transport_refuses_what_it_cannot_say(path: Path, sim: Simulator) -> None:

@@ -198,4 +198,4 @@ def _max_pending(point: Point) -> int:
 
 
 def _age(operation: Operation, now: float) -> float:
-    return max(0.0, now - ulid_to_timestamp(orjson.loads(operation[0])["id"]) / 1e3)
+    return max(0.0, now - ulid_to_timestamp(orjson.loads(operation.body)["id"]) / 1e3)

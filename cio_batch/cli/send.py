@@ -219,7 +219,7 @@ class _Shipment:
         try:
             draft = _read(line)
             # Its id and timestamp stand, so these are the very bytes that the tracker will make of it.
-            body = ops.encode(draft, now=0.0, new_id=ids.new_id)[0]
+            body = ops.encode(draft, now=0.0, new_id=ids.new_id).body
         except (LineError, InvalidOperationError) as error:
             self._bad_lines += 1
             self._complain(number, str(error))

@@ -326,7 +326,8 @@ class Database:
 
     def _append(self, operations: Sequence[Operation], now: float) -> None:
         values: list[Any] = []
-        for body, _, _, number in operations:
+        for operation in operations:
+            body, number = operation.body, operation.number
             values += (number, now, zlib.crc32(body, number & 0xFFFFFFFF), body)
         self._connection.executemany(_insert(len(operations)), [values])
 
@@ -590,7 +591,7 @@ def _names(body: object, keys: frozenset[Key]) -> bool:
     if not isinstance(body, bytes):
         return False
     try:
-        key = decode(body)[1]
+        key = decode(body).key
     except InvalidOperationError:
         return False
     return not keys.isdisjoint(key if isinstance(key, tuple) else (key,))

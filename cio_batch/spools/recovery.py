@@ -210,6 +210,6 @@ def _moment(value: Value, default: float | None) -> float | None:
 
 def _is_final(body: bytes) -> bool:
     try:
-        return decode(body)[2] in FINAL_KINDS
+        return decode(body).kind in FINAL_KINDS
     except InvalidOperationError:
         return False

@@ -613,7 +613,7 @@ class _Writer:
             with contextlib.suppress(*_FAULTS):
                 used = self._database.used_bytes()
         else:  # at most; what was deleted counts at the next look
-            used += sum([len(operation[0]) for operation in appended])
+            used += sum(map(len, appended))
         self._picture = Written(0, None, used, self._database.dead_letters, self._database.quarantined)
 
     def _look_at_last(self) -> None:

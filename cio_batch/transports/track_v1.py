@@ -101,21 +101,21 @@ async def send_in_order(client: HttpClient, operations: Sequence[Operation], cal
 
 def refuse_unsayable(operation: Operation) -> None:
     """Raise ``InvalidOperationError`` for what Track v1 cannot say."""
-    body, key, kind, _ = operation
+    key, kind = operation.key, operation.kind
     if kind.startswith("object."):
         raise InvalidOperationError("kind", f"{kind} cannot be said on Track v1; use TrackV2Transport")
     if type(key) is bytes and key.startswith(b'{"phone":'):
         raise InvalidOperationError("user_id", "a phone cannot be said in a path of Track v1; use TrackV2Transport")
-    if type(key) is tuple and kind != "person.merge" and b'"identifiers":{"phone":' in body[:80]:
+    if type(key) is tuple and kind != "person.merge" and b'"identifiers":{"phone":' in operation.body[:80]:
         raise InvalidOperationError("user_id", "a phone cannot be said in a path of Track v1; use TrackV2Transport")
 
 
 def translate(operation: Operation) -> tuple[str, str, bytes | None]:
     """Return method, path (encoded) and body of the v1 call that says what the operation says."""
-    user_id = operation[1]
-    if type(user_id) is str and operation[2] == "person.event" and (body := _cut_event(operation[0])) is not None:
+    user_id, canonical = operation.key, operation.body
+    if type(user_id) is str and operation.kind == "person.event" and (body := _cut_event(canonical)) is not None:
         return "POST", f"/api/v1/customers/{quote(user_id, safe='')}/events", body
-    wire: dict[str, Any] = orjson.loads(operation[0])
+    wire: dict[str, Any] = orjson.loads(canonical)
     kind, action = wire["type"], wire["action"]
     if kind == "delivery":
         metric = {

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from cio_batch.operations import ANONYMOUS_KINDS, Operation
+from cio_batch.operations import ANONYMOUS_KINDS, Operation, join
 from cio_batch.settings import Settings
 from cio_batch.transports.base import Call
 from cio_batch.transports.http import PiecewiseBody, basic_credentials
@@ -51,11 +51,10 @@ class TrackV2Transport:
 
     async def send(self, operations: Sequence[Operation], call: Call) -> Judgement:
         """Send one batch (or, for anonymous events, their calls in order) and judge the answer."""
-        if operations[0][2] in ANONYMOUS_KINDS:
+        if operations[0].kind in ANONYMOUS_KINDS:
             return await send_in_order(self._client, operations, call)
-        bodies = [operation[0] for operation in operations]
-        size = self.envelope_bytes + sum(map(len, bodies)) + len(bodies) - 1
-        body = PiecewiseBody(functools.partial(_pieces, bodies, size), size)
+        size = self.envelope_bytes + sum(map(len, operations)) + len(operations) - 1
+        body = PiecewiseBody(functools.partial(_pieces, list(operations), size), size)
         await call.gate()
         answer = await self._client.request("POST", "/api/v2/batch", body, attempt=call.attempt)
         return judge_batch(answer, len(operations), time.time())
@@ -69,11 +68,11 @@ class TrackV2Transport:
         await self._client.close()
 
 
-def _pieces(bodies: list[bytes], size: int) -> Iterator[bytes]:
+def _pieces(operations: list[Operation], size: int) -> Iterator[bytes]:
     """The body of a batch, in pieces of about ``_PIECE_BYTES``."""
-    step = max(1, len(bodies) * _PIECE_BYTES // size)
+    step = max(1, len(operations) * _PIECE_BYTES // size)
     before = _HEAD
-    for start in range(0, len(bodies), step):
-        yield before + b",".join(bodies[start : start + step])
+    for start in range(0, len(operations), step):
+        yield before + join(operations[start : start + step])
         before = b","
     yield _TAIL

@@ -29,15 +29,16 @@ def ulid(number: int) -> str:
 
 def encoded(draft: Draft, number: int) -> Operation:
     """The operation as a tracker would have made it."""
-    body, key, kind, _ = ops.encode(draft, now=STARTED + number, new_id=lambda: ulid(number))
-    return body, key, kind, number
+    operation = ops.encode(draft, now=STARTED + number, new_id=lambda: ulid(number))
+    operation.number = number
+    return operation
 
 
 def letter(
     number: int, person: str = "a", *, name: str = "bought", reason: str = "invalid", at: float = 0.0
 ) -> DeadLetter:
     """A dead letter of an event that says its number."""
-    body = encoded(ops.event(person, name, {"n": number}), number)[0]
+    body = encoded(ops.event(person, name, {"n": number}), number).body
     said = Refusal("rejected", reason, "name", "a secret explanation", 400, 1, at or STARTED + 100 + number)
     return DeadLetter(body, (said,), STARTED + number, number)
 

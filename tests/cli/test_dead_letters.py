@@ -23,7 +23,7 @@ LETTERS = [
     letter(2, "b", name="viewed"),
     attrs.evolve(letter(3), refusals=(*letter(3).refusals, AGAIN)),
     letter(4, reason="deadline"),
-    DeadLetter(encoded(ops.identify("a", {"plan": "secret"}), 5)[0], letter(5).refusals, number=5),
+    DeadLetter(encoded(ops.identify("a", {"plan": "secret"}), 5).body, letter(5).refusals, number=5),
 ]
 
 

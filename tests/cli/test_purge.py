@@ -18,7 +18,7 @@ from .kept import PLACES, Place, encoded, keep, kept, letter, owned, told
 
 
 def about(number: int, draft: ops.Draft) -> DeadLetter:
-    return DeadLetter(encoded(draft, number)[0], letter(number).refusals, number=number)
+    return DeadLetter(encoded(draft, number).body, letter(number).refusals, number=number)
 
 
 LETTERS = [
@@ -76,7 +76,7 @@ def test_operations_go_too_and_no_byte_stays(tmp_path: Path) -> None:
     assert orjson.loads(finished.stdout) == {"operations": 2, "dead_letters": 1, "not_looked_into": []}
     assert all(b"secret" not in each.read_bytes() for each in tmp_path.iterdir())
     database = Database(path)
-    assert [operation[1] for operation in database.page(0, 10, 10_000)[0]] == ["b"]
+    assert [operation.key for operation in database.page(0, 10, 10_000)[0]] == ["b"]
     database.close()
 
 

@@ -95,10 +95,10 @@ class Traces:
         )
 
     def say(self, operation: Operation) -> None:
-        os.write(self._said, b"%d %s\n" % (operation[3], operation[0]))
+        os.write(self._said, b"%d %s\n" % (operation.number, operation.body))
 
     def acknowledge(self, operation: Operation) -> None:
-        os.write(self._acknowledged, b"%d %s\n" % (operation[3], operation[0]))
+        os.write(self._acknowledged, b"%d %s\n" % (operation.number, operation.body))
 
     def step(self, name: str, numbers: Iterable[int]) -> None:
         os.write(self._steps, f"{name} {','.join(map(str, numbers))}\n".encode())
@@ -195,7 +195,7 @@ class WatchedTransport:
         self.check = inner.check
 
     async def send(self, operations: Sequence[Operation], call: Call) -> Judgement:
-        numbers = [operation[3] for operation in operations]
+        numbers = [operation.number for operation in operations]
 
         async def gate() -> None:
             await call.gate()
@@ -266,7 +266,7 @@ async def _produce(
                 else:
                     await tracker.enqueue(person, "ticked", data)
         except TimeoutError:
-            traces.step("give_up", [spool.said_by[this][3]])
+            traces.step("give_up", [spool.said_by[this].number])
             continue
         traces.acknowledge(spool.said_by[this])
 

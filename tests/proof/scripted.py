@@ -68,7 +68,7 @@ class Service:
         """Take note, wait for the decision, and take note of it in the very step in which the tracker hears of it."""
         await call.gate()
         self.calls += 1
-        events = [event_of(operation[0]) for operation in operations]
+        events = [event_of(operation.body) for operation in operations]
         people = {person for person, _ in events}
         self._check(operations, events, people)
         self.out |= people
@@ -91,8 +91,8 @@ class Service:
         if again := [event for event in events if event in self.delivered or event in self.rejected]:
             self.violations.append(f"sent again after the answer: {again}")
         for operation, (person, n) in zip(operations, events, strict=True):
-            body = self.seen.setdefault((person, n), operation[0])
-            if body is not operation[0] and body != operation[0]:
+            body = self.seen.setdefault((person, n), operation.body)
+            if body is not operation.body and body != operation.body:
                 self.violations.append(f"other bytes of {person, n}")
             known = self.arrivals[person]
             if not known or n > known[-1]:
@@ -263,9 +263,9 @@ class MemorySpool:
         if not (self._appended or self._acknowledged or self._refused):
             return
         disk = self._disk
-        for body, _, _, number in self._appended:
-            assert number > disk.last_number
-            disk.rows[number], disk.last_number = body, number
+        for operation in self._appended:
+            assert operation.number > disk.last_number
+            disk.rows[operation.number], disk.last_number = operation.body, operation.number
         for number in set(self._acknowledged) - self._taken:
             del disk.rows[number]
         for number in {number for number, _ in self._refused} - self._taken:

@@ -93,7 +93,7 @@ class Model(RuleBasedStateMachine):
         self.run(self.tracker.start())
 
     async def decide(self, operations: Sequence[Operation]) -> Judgement:
-        events = [event_of(operation[0]) for operation in operations]
+        events = [event_of(operation.body) for operation in operations]
         if self.healthy:
             self.note(events, Judgement(len(events)))
             return Judgement(len(events), status=200)

@@ -98,7 +98,7 @@ class Opened:
             if not page.operations:
                 return operations, lost
             operations += page.operations
-            after = operations[-1][3]
+            after = operations[-1].number
 
 
 @asynccontextmanager

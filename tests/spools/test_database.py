@@ -94,7 +94,7 @@ def test_a_transaction_is_all_or_nothing(path: Path) -> None:
     database.write([event(1), event(2)], (), (), 1.0)
     with pytest.raises(sqlite3.IntegrityError):
         database.write([event(3), event(1)], [1], [(2, REFUSED)], 2.0)
-    assert [operation[3] for operation in database.page(0, 10, 10**9)[0]] == [1, 2]
+    assert [operation.number for operation in database.page(0, 10, 10**9)[0]] == [1, 2]
     assert database.dead_letters == 0
     database.close()
 
@@ -109,7 +109,7 @@ async def test_a_hostile_row_costs_itself_alone(path: Path, what: str) -> None:
     async with opened(path) as spool:
         assert spool.contents.last_number < MAX_NUMBER
         found, lost = await spool.read_all(most=1)
-        assert [operation[3] for operation in found] == [1, 3]
+        assert [operation.number for operation in found] == [1, 3]
         assert spool.contents.operations == 2 + lost
         await spool.append(event(spool.contents.last_number + 1))
         assert spool.reports[-1].error is None
@@ -126,7 +126,7 @@ async def test_a_page_of_damaged_rows_alone_is_not_the_end(path: Path) -> None:
     run(path, "UPDATE operations SET checksum = 0 WHERE number BETWEEN 1 AND 250")
     async with opened(path) as spool:
         page = await spool.spool.read(0, 10, 10**9)
-        assert page.operations[0][3] == 251
+        assert page.operations[0].number == 251
         assert page.lost == 250
 
 
@@ -180,7 +180,7 @@ def test_purging_leaves_no_byte_of_a_person(path: Path) -> None:
     database.scrub()
     for each in path.parent.iterdir():
         assert mark not in each.read_bytes(), each.name
-    assert [operation[3] for operation in database.page(0, 1_000, 10**9)[0]] == list(range(3, 400, 3))
+    assert [operation.number for operation in database.page(0, 1_000, 10**9)[0]] == list(range(3, 400, 3))
     database.close()
     assert mark not in path.read_bytes()
 

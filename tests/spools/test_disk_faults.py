@@ -23,6 +23,7 @@ import pytest
 
 from cio_batch.dead_letters import Refusal
 from cio_batch.errors import SpoolError
+from cio_batch.operations import IN_PYTHON
 from cio_batch.spools import SqliteSpool
 
 from ..conftest import until
@@ -96,7 +97,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 async def numbers_in(spool: Opened) -> list[int]:
     found, lost = await spool.read_all()
     assert lost == 0
-    return [operation[3] for operation in found]
+    return [operation.number for operation in found]
 
 
 async def fails(spool: Opened, *numbers: int) -> SpoolError:
@@ -360,8 +361,8 @@ async def test_a_fault_that_nobody_foresaw_is_reported_and_survived(
     """A number that SQLite cannot hold: that group is refused, and the next one written."""
     caplog.set_level(logging.CRITICAL)
     async with opened(tmp_path / "events.db") as spool:
-        body, key, kind, _ = event(1)
-        await spool.append((body, key, kind, 1 << 70))
+        first = event(1)
+        await spool.append(IN_PYTHON[0](first.body, first.key, first.kind, 1 << 70))
         assert spool.refused == 1
         await spool.append(event(2))
         assert await numbers_in(spool) == [2]

@@ -85,9 +85,9 @@ def build(folder: Path, *, logged: bool) -> Template:
         nonlocal number
         operations = mixed(range(number + 1, number + count + 1), number)
         number += count
-        template.originals.update({operation[3]: operation for operation in operations})
+        template.originals.update({operation.number: operation for operation in operations})
         database.write(operations, (), (), 1_000.0 + number)
-        template.live |= {operation[3] for operation in operations}
+        template.live |= {operation.number for operation in operations}
         done = [each for each in sorted(template.live) if dice.random() < acknowledge]
         buried = [(each, Refusal("rejected", "test", at=1.0)) for each in done[:2]]
         database.write((), done[2:], buried, 1_000.0)
@@ -192,10 +192,10 @@ async def test_what_is_whole_comes_back_from_500_damaged_files(
         async with opened(path) as spool:
             found, lost = await spool.read_all()
             assert spool.contents.operations == len(found) + lost, seed
-            numbers = [operation[3] for operation in found]
+            numbers = [operation.number for operation in found]
             assert numbers == sorted(set(numbers)), seed
             for operation in found:
-                assert operation == template.originals[operation[3]], (seed, operation[3])
+                assert operation == template.originals[operation.number], (seed, operation.number)
             await spool.append(event(10_000))  # and it works again
             assert spool.durable == 1, seed
         reader = Database(path)
@@ -206,10 +206,10 @@ async def test_what_is_whole_comes_back_from_500_damaged_files(
         whole = expected & template.live - set(numbers)
         # One whose repeat could undo what followed is set aside when it may have been acknowledged before.
         assert whole <= doubted, (seed, sorted(whole))
-        assert all(template.originals[number][2] in FINAL_KINDS for number in doubted), seed
+        assert all(template.originals[number].kind in FINAL_KINDS for number in doubted), seed
         missing = template.live - set(numbers)
         again = set(numbers) - template.live
-        final_again = {number for number in again if template.originals[number][2] in FINAL_KINDS}
+        final_again = {number for number in again if template.originals[number].kind in FINAL_KINDS}
         rebuilt = bool(kept_files(path))
         if missing and side == "":
             assert rebuilt or lost + spool.contents.quarantined >= len(missing), seed
@@ -241,7 +241,7 @@ async def numbers_of(path: Path) -> list[int]:
     async with opened(path) as spool:
         found, lost = await spool.read_all()
         assert lost == 0
-        return [operation[3] for operation in found]
+        return [operation.number for operation in found]
 
 
 def large(path: Path, *, delete: int = 0) -> Path:

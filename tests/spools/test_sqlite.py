@@ -100,7 +100,7 @@ asyncio.run(main())
     reported = int(rest.split()[-1]) if rest.split() else 1_000
     async with opened(path) as spool:
         found, lost = await spool.read_all()
-        numbers = [operation[3] for operation in found]
+        numbers = [operation.number for operation in found]
         assert lost == 0
         assert numbers == list(range(1, len(numbers) + 1))
         assert len(numbers) >= reported
@@ -114,7 +114,7 @@ async def test_things_are_written_in_the_order_in_which_they_are_said(tmp_path: 
         spool.spool.bury([(1, Refusal("rejected", "test"))])
         spool.spool.acknowledge([2])
         page = await spool.spool.read(0, 10, 10**6)
-        assert [operation[3] for operation in page.operations] == [3]
+        assert [operation.number for operation in page.operations] == [3]
         await until(lambda: bool(spool.reports) and spool.reports[-1].dead_letters == 1)
 
 
@@ -193,7 +193,7 @@ async def test_many_ask_and_all_are_answered(tmp_path: Path) -> None:
             spool.spool.append(event(number))
             asked.append(asyncio.ensure_future(spool.spool.read(number - 1, 1, 1)))
         pages = await asyncio.gather(*asked)
-        assert [page.operations[0][3] for page in pages] == list(range(1, 501))
+        assert [page.operations[0].number for page in pages] == list(range(1, 501))
 
 
 async def test_the_loop_never_waits_for_the_disk(tmp_path: Path) -> None:
@@ -226,20 +226,23 @@ async def test_a_child_that_is_forked_while_the_disk_works_can_open_a_spool_of_i
             await spool.open(lambda written: written.appended and done.set(), print)
             return spool, done
 
+        def made(number):
+            operation = encode(event("u", "seen"), now=0.0, new_id=lambda: "01ARZ3NDEKTSV4RRFFQ69G5FAV")
+            operation.number = number
+            return operation
+
         async def child(name):
             spool, done = await begin(name)
-            body, key, kind, _ = encode(event("u", "seen"), now=0.0, new_id=lambda: "01ARZ3NDEKTSV4RRFFQ69G5FAV")
-            spool.append((body, key, kind, 1))
+            spool.append(made(1))
             await done.wait()
             await spool.close(5)
 
         async def main():
             spool, _ = await begin("parent.db")
-            body, key, kind, _ = encode(event("u", "seen"), now=0.0, new_id=lambda: "01ARZ3NDEKTSV4RRFFQ69G5FAV")
             children = []
             for fork in range(20):
                 for n in range(2_000):
-                    spool.append((body, key, kind, fork * 2_000 + n + 1))
+                    spool.append(made(fork * 2_000 + n + 1))
                 await asyncio.sleep(0)
                 pid = os.fork()
                 if pid == 0:

@@ -97,7 +97,8 @@ class Service:
         await asyncio.sleep(0.02)
         if not self.up:
             return Judgement(0, next=Next.RETRY, reason="status 503", status=503)
-        for body, key, _, _ in operations:
+        for operation in operations:
+            body, key = operation.body, operation.key
             n = int(body[body.rindex(b":") + 1 : body.index(b"}", body.rindex(b":"))])
             self.wrong += n <= self.last.get(key, -1)
             self.last[key] = n

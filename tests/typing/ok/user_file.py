@@ -179,8 +179,9 @@ def about_objects() -> list[Draft]:
 def fits(draft: Draft) -> bool:
     """Ask whether an operation could be sent, and how large it is, without a tracker."""
     try:
-        body, key, kind, number = operations.encode(draft, now=0.0, new_id=lambda: ULID)
-        assert operations.decode(body) == (body, key, kind, number)
+        operation = operations.encode(draft, now=0.0, new_id=lambda: ULID)
+        body, key, kind, number = operation.body, operation.key, operation.kind, operation.number
+        assert operations.decode(body) == operation == operations.Operation(body, key, kind, number)
         log.info("%r", operations.key_of("user-1"))
     except InvalidOperationError as error:
         log.info("%s %s (%s, %s)", error.field, error.reason, error.limit, error.actual)
@@ -188,7 +189,7 @@ def fits(draft: Draft) -> bool:
     assert_type(body, bytes)
     named: operations.Key = key[0] if isinstance(key, tuple) else key
     assert_type(number, int)
-    log.info("%s: %d of %d bytes, key %r", kind, len(body), operations.MAX_OPERATION_BYTES, type(named))
+    log.info("%s: %d of %d bytes, key %r", kind, len(operation), operations.MAX_OPERATION_BYTES, type(named))
     return kind not in operations.FINAL_KINDS | operations.ANONYMOUS_KINDS
 
 
