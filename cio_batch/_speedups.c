@@ -235,6 +235,23 @@ keys_of(PyObject *module, PyObject *operations)
     return map_operations(operations, operation_key, NULL);
 }
 
+PyDoc_STRVAR(kinds_of_doc, "kinds_of($module, operations, /)\n--\n\nAll kinds among them.");
+
+static PyObject *
+kinds_of(PyObject *module, PyObject *operations)
+{
+    Py_ssize_t count = count_of(operations);
+    PyObject *kinds = count < 0 ? NULL : PySet_New(NULL), *last = NULL;
+    for (Py_ssize_t i = 0; kinds != NULL && i < count; i++) {
+        PyObject *kind = ((Operation *)PyList_GetItem(operations, i))->kind;
+        if (kind != last && PySet_Add(kinds, kind) < 0) {
+            Py_CLEAR(kinds);
+        }
+        last = kind;
+    }
+    return kinds;
+}
+
 static PyObject *
 add_bytes(PyObject *operation, void *sum)
 {
@@ -635,6 +652,7 @@ fill(PyObject *module)
 static PyMethodDef methods[] = {{"event_encoder", event_encoder, METH_VARARGS, event_encoder_doc},
                                 {"join", join, METH_O, join_doc},
                                 {"keys_of", keys_of, METH_O, keys_of_doc},
+                                {"kinds_of", kinds_of, METH_O, kinds_of_doc},
                                 {"running_bytes", running_bytes, METH_O, running_bytes_doc},
                                 {NULL}};
 

@@ -27,7 +27,7 @@ from typing import Final, TypeAlias, cast
 
 import attrs
 
-from cio_batch.operations import FINAL_KINDS, Key, Operation, keys_of, running_bytes
+from cio_batch.operations import FINAL_KINDS, Key, Operation, keys_of, kinds_of, running_bytes
 
 SEPARATOR_BYTES: Final = 1
 # How many operations may be held back while one chunk is formed: 250 ns each, and the loop waits for it.
@@ -410,7 +410,7 @@ class Backlog:
             return [], 0
         likely = room // (len(lane[0]) + SEPARATOR_BYTES) + 1  # fit, if they are all alike; the caller comes again
         run = list(itertools.islice(lane, min(left, likely, _RUN)))
-        if not _PLAIN_KINDS.issuperset([operation.kind for operation in run]):
+        if not kinds_of(run) <= _PLAIN_KINDS:
             return [], 0
         sums = running_bytes(run)
         fitting = bisect_right(sums, room) or int(first)  # the first one of all has a body of its own
@@ -463,22 +463,25 @@ class Backlog:
             likely = room * len(fresh) // (self._fresh_bytes + len(fresh)) + 16  # fit into the room, by the mean
             arrived = list(itertools.islice(fresh, min(left, likely)))
             names = keys_of(arrived)
-            kinds = {operation.kind for operation in arrived}
+            kinds = kinds_of(arrived)
             plain = kinds <= _PLAIN_KINDS or (kinds.isdisjoint(self._special) and tuple not in set(map(type, names)))
             # Where a few places are left and much must be held back, these runs would be short and many.
             if not plain or (scattered and left < self._max_operations // 16):
                 return self._take_singly(operations, keys, closed, room)
-            nbytes, due = sum(map(len, arrived)), min(self._due_fresh, len(arrived))
-            run = _Run(arrived, cast("list[Key]", names), set(), nbytes, due)
+            everything = len(arrived) == len(fresh)
+            nbytes = self._fresh_bytes if everything else sum(map(len, arrived))
+            due = min(self._due_fresh, len(arrived))
+            whose = cast("list[Key]", names)
+            run = _Run(arrived, whose, set(whose), nbytes, due)
             self._fresh_bytes -= nbytes
             self._due_fresh -= due
-            if len(arrived) == len(fresh):
+            if everything:
                 fresh.clear()
             else:
                 for _ in arrived:
                     fresh.popleft()
             taken_before = len(operations)
-            if self._out.issuperset(run.whose):
+            if run.people <= self._out:
                 self._block(run)
                 held += len(arrived)
                 continue
@@ -497,14 +500,13 @@ class Backlog:
         if last is not None and len(last.operations) + len(run.operations) <= self._max_operations:
             last.operations += run.operations
             last.whose += run.whose
-            last.people.update(run.whose)
+            last.people |= run.people
             last.nbytes += run.nbytes
             last.due += run.due  # what stands behind something that is not due is not due either
             return
         if len(self._blocked) == _MAX_BLOCKED:
             oldest = self._blocked.popleft()
             self._hold_back(oldest.operations, oldest.whose, due=oldest.due)
-        run.people = set(run.whose)
         self._blocked.append(run)
 
     def _unblock(self) -> None:
@@ -521,12 +523,11 @@ class Backlog:
         Returns:
             The room that is left, and whether it is full, so that some are left in the run.
         """
-        people = run.people or run.whose
-        waiting = self._out.intersection(people)
+        waiting = self._out & run.people
         if self._lanes:
-            waiting |= self._lanes.keys() & people
+            waiting |= self._lanes.keys() & run.people
         if closed:
-            waiting |= closed.intersection(people)
+            waiting |= closed & run.people
         if waiting:
             self._unblock()  # those who come before these
             waits = list(map(waiting.__contains__, run.whose))
@@ -538,10 +539,15 @@ class Backlog:
             goes = list(map(operator.not_, waits))
             run.operations = list(itertools.compress(run.operations, goes))
             run.whose = list(itertools.compress(run.whose, goes))
-        if not run.operations:
-            return room, False
+            run.people = set(run.whose)
+        count, left = len(run.operations), self._max_operations - len(operations)
+        if count <= left and (size := run.nbytes + count * SEPARATOR_BYTES) <= room:
+            operations += run.operations
+            keys |= run.people
+            run.operations, run.whose = [], []
+            return room - size, False
         sums = running_bytes(run.operations)
-        fitting = min(bisect_right(sums, room), self._max_operations - len(operations))
+        fitting = min(bisect_right(sums, room), left)
         if fitting == 0 and not operations:
             fitting = 1  # it has a body of its own
         if fitting:

@@ -100,14 +100,19 @@ def keys_of(operations: list[Operation]) -> list[Key | tuple[Key, ...]]:
     return [operation.key for operation in operations]
 
 
+def kinds_of(operations: list[Operation]) -> set[str]:
+    """All kinds among them."""
+    return {operation.kind for operation in operations}
+
+
 def running_bytes(operations: list[Operation]) -> list[int]:
     """For each the bytes of it and all before it, with a comma behind every one."""
     return list(itertools.accumulate([len(operation) + 1 for operation in operations]))
 
 
-IN_PYTHON: Final = (Operation, join, keys_of, running_bytes)
+IN_PYTHON: Final = (Operation, join, keys_of, kinds_of, running_bytes)
 if not TYPE_CHECKING:
-    Operation, join, keys_of, running_bytes = speedups.operation_and_bulk(*IN_PYTHON)
+    Operation, join, keys_of, kinds_of, running_bytes = speedups.operation_and_bulk(*IN_PYTHON)
 
 DeliveryMetric = Literal["opened", "converted", "delivered"]
 Platform = Literal["ios", "android"]

@@ -65,7 +65,7 @@ def operation_and_bulk(*in_python: Any) -> tuple[Any, ...]:
     """Return ``in_python``, which is ``operations.IN_PYTHON``, or its compiled class and functions."""
     if compiled is None:
         return in_python
-    return compiled.Operation, compiled.join, compiled.keys_of, compiled.running_bytes
+    return compiled.Operation, compiled.join, compiled.keys_of, compiled.kinds_of, compiled.running_bytes
 
 
 def door(in_python: type[_Door]) -> type[_Door]:

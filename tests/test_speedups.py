@@ -25,7 +25,7 @@ import pytest
 
 import cio_batch
 from cio_batch import speedups
-from cio_batch.operations import IN_PYTHON, MAX_OPERATION_BYTES, Email, Operation, join, keys_of, running_bytes
+from cio_batch.operations import IN_PYTHON, MAX_OPERATION_BYTES, Email, Operation, join, keys_of, kinds_of, running_bytes
 from cio_batch.queues import DoorInPython
 from cio_batch.speedups import event_encoder
 
@@ -171,7 +171,7 @@ def test_an_operation_gives_back_what_it_took() -> None:
         assert (operation.body, operation.key, operation.kind) == parts
         assert operation == OPERATIONS[-1](*parts)
         repr(operation)
-        assert [join([operation] * 2), keys_of([operation]), running_bytes([operation])][1] == [parts[1]]
+        assert [join([operation] * 2), keys_of([operation]), kinds_of([operation]), running_bytes([operation])][1] == [parts[1]]
     del operation
     assert [sys.getrefcount(part) for part in parts] == before
 
@@ -184,9 +184,10 @@ def test_what_is_done_in_bulk_is_done_to_each(count: int) -> None:
         cio_batch.operations.encode_event(f"user-{n}", "n", {"n": n}, None, None, NOW, lambda: ULID)
         for n in range(count)
     ]
-    _, join_in_python, keys_in_python, running_in_python = IN_PYTHON
+    _, join_in_python, keys_in_python, kinds_in_python, running_in_python = IN_PYTHON
     assert join(operations) == join_in_python(operations) == b",".join([each.body for each in operations])
     assert keys_of(operations) == keys_in_python(operations) == [each.key for each in operations]
+    assert kinds_of(operations) == kinds_in_python(operations) == {each.kind for each in operations}
     assert running_bytes(operations) == running_in_python(operations)
     assert running_bytes(operations)[-1:] == ([len(join(operations)) + 1] if operations else [])
 
@@ -195,7 +196,7 @@ def test_what_is_done_in_bulk_is_done_to_each(count: int) -> None:
 @pytest.mark.parametrize("nonsense", [None, (), [None], [(b"x", "u", "k", 0)], ["text"]], ids=repr)
 def test_a_list_of_something_else_is_refused(nonsense: Any) -> None:
     """What reads the memory of operations makes sure that these are some."""
-    for read in (join, keys_of, running_bytes):
+    for read in (join, keys_of, kinds_of, running_bytes):
         with pytest.raises(TypeError, match="must be a list of operations"):
             read(nonsense)
         with pytest.raises(TypeError, match="must be a list of operations"):
