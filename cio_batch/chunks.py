@@ -121,7 +121,8 @@ class Backlog:
         self._max_operations = max_operations
         # Each operation brings its separator; the last one has none.
         self._room = max_bytes - envelope_bytes + SEPARATOR_BYTES
-        self.full_bytes = self._room - self._room // 100
+        self._spare = self._room // 100
+        self.full_bytes = self._room - self._spare
         self._apart = frozenset(apart)
         self._special = self._apart | FINAL_KINDS  # one look tells the common operation from those with rules
         self._max_apart = min(max_apart, max_operations)
@@ -438,6 +439,7 @@ class Backlog:
         runs, self._blocked = self._blocked, deque()
         full = False
         for run in runs:
+            full = full or self._is_full(operations, room)
             if not full and run.awake and not run.people <= self._out:
                 room, full = self._take_run(run, operations, keys, closed, room)
                 if not run.operations:
@@ -457,9 +459,9 @@ class Backlog:
         held = scattered = 0
         full = False
         while fresh and not full and (held + scattered < _MAX_HELD or not operations):
-            left = self._max_operations - len(operations)
-            if left <= 0 or room <= 0:
+            if self._is_full(operations, room):
                 break
+            left = self._max_operations - len(operations)
             likely = room * len(fresh) // (self._fresh_bytes + len(fresh)) + 16  # fit into the room, by the mean
             arrived = list(itertools.islice(fresh, min(left, likely)))
             names = keys_of(arrived)
@@ -493,6 +495,10 @@ class Backlog:
                 self._fresh_bytes += run.nbytes
                 self._due_fresh += run.due
         return room
+
+    def _is_full(self, operations: list[Operation], room: int) -> bool:
+        """Whether a chunk counts as full: to divide a run for the last places costs more than they bring."""
+        return bool(operations) and (room <= self._spare or len(operations) >= self._max_operations)
 
     def _block(self, run: _Run) -> None:
         """Let a run wait as it is, behind the others."""
