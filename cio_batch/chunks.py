@@ -217,7 +217,7 @@ class Backlog:
             room, full = self._take_lanes(operations, keys, closed)
             if self._blocked and not full:
                 room, full = self._take_blocked(operations, keys, closed, room)
-            if not full:
+            if not full and (operations or self.ready()):  # what seemed to make it so may have to wait after all
                 room = self._take_fresh(operations, keys, closed, room)
             if operations:
                 self._out |= keys
@@ -457,10 +457,8 @@ class Backlog:
         """
         fresh = self._fresh
         held = scattered = 0
-        full = False
+        full = self._is_full(operations, room)
         while fresh and not full and (held + scattered < _MAX_HELD or not operations):
-            if self._is_full(operations, room):
-                break
             left = self._max_operations - len(operations)
             likely = room * len(fresh) // (self._fresh_bytes + len(fresh)) + 16  # fit into the room, by the mean
             arrived = list(itertools.islice(fresh, min(left, likely)))
@@ -482,11 +480,11 @@ class Backlog:
             else:
                 for _ in arrived:
                     fresh.popleft()
-            taken_before = len(operations)
             if run.people <= self._out:
                 self._block(run)
                 held += len(arrived)
                 continue
+            taken_before = len(operations)
             room, full = self._take_run(run, operations, keys, closed, room)
             scattered += len(arrived) - (len(operations) - taken_before) - len(run.operations)
             if full:
@@ -494,6 +492,7 @@ class Backlog:
                 fresh.extendleft(reversed(run.operations))
                 self._fresh_bytes += run.nbytes
                 self._due_fresh += run.due
+            full = full or self._is_full(operations, room)
         return room
 
     def _is_full(self, operations: list[Operation], room: int) -> bool:

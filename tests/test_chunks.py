@@ -305,6 +305,64 @@ def test_an_operation_beyond_the_byte_limit_goes_alone() -> None:
     assert [len(each) for each in take(waiting).operations] == [4]
 
 
+def test_what_follows_an_operation_beyond_the_byte_limit_waits_for_the_next_chunk() -> None:
+    """However much too large it was, and however small they are."""
+    waiting = backlog(max_operations=100, max_bytes=50)
+    add(waiting, operation("a", size=900), *[operation(str(n), size=1) for n in range(19)])
+    waiting.expire()
+    assert [len(each) for each in take(waiting).operations] == [900]
+    assert [len(each) for each in take(waiting).operations] == [1] * 19
+
+
+def test_who_waits_for_the_same_call_goes_together_once_it_is_over() -> None:
+    """Whole chunks of the same few persons follow each other, and nobody else goes sooner for it than when full."""
+    waiting = backlog(max_operations=10)
+    people = [str(n % 5) for n in range(30)]
+    operations = [operation(key) for key in people]
+    add(waiting, *operations)
+    first = take(waiting)
+    assert same(first.operations, operations[:10])
+    assert waiting.take() is None
+    others = [operation(f"other {n}") for n in range(9)]
+    add(waiting, *others)
+    assert waiting.take() is None
+    waiting.release(first)
+    second = take(waiting)
+    assert same(second.operations, operations[10:20])
+    assert waiting.take() is None, "nine others are neither due nor full"
+    add(waiting, operation("the tenth"))
+    assert same(take(waiting).operations[:9], others)
+    waiting.release(second)
+    assert same(take(waiting).operations, operations[20:])
+    assert not waiting._lanes, "nobody had to be taken apart"
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_a_run_that_waits_is_taken_apart_where_some_of_it_may_go(final: bool) -> None:
+    """Everyone whose call is over goes on, in order, and the others follow when theirs is."""
+    waiting = backlog(max_operations=4)
+    add(waiting, operation("a"), operation("b"))
+    waiting.expire()
+    both = take(waiting)
+    held = [operation("a"), operation("b"), operation("a"), operation("b", "person.delete" if final else "person.event")]
+    add(waiting, *held)
+    waiting.expire()
+    assert waiting.take() is None
+    rest = waiting.divide(both, both.operations[1:], [])
+    of_a = take(waiting)
+    assert same(of_a.operations, [held[0], held[2]])
+    late = operation("b")
+    add(waiting, late)
+    waiting.expire()
+    assert waiting.take() is None
+    waiting.release(rest)
+    of_b = take(waiting)
+    assert same(of_b.operations, [held[1], held[3]] if final else [held[1], held[3], late])
+    waiting.release(of_a)
+    waiting.release(of_b)
+    assert (take(waiting).operations == [late]) if final else (waiting.take() is None)
+
+
 def test_a_person_who_is_out_holds_back_nobody_else() -> None:
     """Later operations of a person wait for the verdict; everyone else goes on."""
     waiting = backlog(max_operations=2)
