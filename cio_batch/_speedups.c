@@ -37,7 +37,7 @@ typedef struct {
     char body[1];
 } Operation;
 
-#define BODY_SIZE(operation) Py_SIZE(operation)
+#define BODY_SIZE(operation) Py_SIZE((PyObject *)(operation))
 
 static Operation *
 new_operation(PyTypeObject *type, Py_ssize_t size, PyObject *kind)
@@ -135,6 +135,16 @@ operation_compare(PyObject *self, PyObject *other, int question)
     return same < 0 ? NULL : PyBool_FromLong(same == (question == Py_EQ));
 }
 
+static PyObject *
+operation_reduce(PyObject *self, PyObject *ignored)
+{
+    Operation *operation = (Operation *)self;
+    return Py_BuildValue("O(NNOL)", Py_TYPE(self), operation_body(self, NULL), operation_key(self, NULL),
+                         operation->kind, operation->number);
+}
+
+static PyMethodDef operation_methods[] = {{"__reduce__", operation_reduce, METH_NOARGS, NULL}, {NULL}};
+
 static PyMemberDef operation_members[] = {
     {"kind", T_OBJECT_EX, offsetof(Operation, kind), READONLY, NULL},
     {"number", T_LONGLONG, offsetof(Operation, number), 0, NULL},
@@ -146,11 +156,17 @@ static PyGetSetDef operation_getters[] = {
 PyDoc_STRVAR(operation_doc, "Operation(body, key, kind, number=0)\n--\n\nSee operations.Operation.");
 
 static PyType_Slot operation_slots[] = {
-    {Py_tp_doc, (void *)operation_doc},       {Py_tp_new, operation_new},
-    {Py_tp_dealloc, operation_dealloc},       {Py_tp_members, operation_members},
-    {Py_tp_getset, operation_getters},        {Py_sq_length, operation_length},
-    {Py_tp_repr, operation_repr},             {Py_tp_richcompare, operation_compare},
-    {Py_tp_hash, PyObject_HashNotImplemented}, {0, NULL}};
+    {Py_tp_doc, (void *)operation_doc},
+    {Py_tp_new, operation_new},
+    {Py_tp_dealloc, operation_dealloc},
+    {Py_tp_members, operation_members},
+    {Py_tp_getset, operation_getters},
+    {Py_tp_methods, operation_methods},
+    {Py_sq_length, operation_length},
+    {Py_tp_repr, operation_repr},
+    {Py_tp_richcompare, operation_compare},
+    {Py_tp_hash, PyObject_HashNotImplemented},
+    {0, NULL}};
 
 /* Not for the garbage collector: what it refers to refers to nothing. */
 static PyType_Spec operation_spec = {"cio_batch._speedups.Operation", offsetof(Operation, body), 1, Py_TPFLAGS_DEFAULT,

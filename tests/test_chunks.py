@@ -345,7 +345,12 @@ def test_a_run_that_waits_is_taken_apart_where_some_of_it_may_go(final: bool) ->
     add(waiting, operation("a"), operation("b"))
     waiting.expire()
     both = take(waiting)
-    held = [operation("a"), operation("b"), operation("a"), operation("b", "person.delete" if final else "person.event")]
+    held = [
+        operation("a"),
+        operation("b"),
+        operation("a"),
+        operation("b", "person.delete" if final else "person.event"),
+    ]
     add(waiting, *held)
     waiting.expire()
     assert waiting.take() is None

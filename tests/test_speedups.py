@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import enum
 import gc
 import inspect
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -25,7 +27,16 @@ import pytest
 
 import cio_batch
 from cio_batch import speedups
-from cio_batch.operations import IN_PYTHON, MAX_OPERATION_BYTES, Email, Operation, join, keys_of, kinds_of, running_bytes
+from cio_batch.operations import (
+    IN_PYTHON,
+    MAX_OPERATION_BYTES,
+    Email,
+    Operation,
+    join,
+    keys_of,
+    kinds_of,
+    running_bytes,
+)
 from cio_batch.queues import DoorInPython
 from cio_batch.speedups import event_encoder
 
@@ -133,6 +144,16 @@ def test_operations_are_equal_where_all_parts_are(kind: type[Operation]) -> None
         assert one < one  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_an_operation_can_be_copied_and_pickled(protocol: int) -> None:
+    """As a spool or a transport of one's own may do."""
+    for key in KEYS:
+        operation = Operation(b"{}", key, "person.event", 7)
+        for again in (copy.copy(operation), copy.deepcopy(operation), pickle.loads(pickle.dumps(operation, protocol))):
+            assert again == operation
+            assert again is not operation
+
+
 @pytest.mark.parametrize("kind", OPERATIONS)
 def test_an_operation_shows_sizes_only(kind: type[Operation]) -> None:
     """Whoever logs one logs neither a person nor a payload."""
@@ -171,7 +192,9 @@ def test_an_operation_gives_back_what_it_took() -> None:
         assert (operation.body, operation.key, operation.kind) == parts
         assert operation == OPERATIONS[-1](*parts)
         repr(operation)
-        assert [join([operation] * 2), keys_of([operation]), kinds_of([operation]), running_bytes([operation])][1] == [parts[1]]
+        assert [join([operation] * 2), keys_of([operation]), kinds_of([operation]), running_bytes([operation])][1] == [
+            parts[1]
+        ]
     del operation
     assert [sys.getrefcount(part) for part in parts] == before
 
