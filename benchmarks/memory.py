@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--events N] [--json FILE]
 
 pending   90,000 events wait in a tracker; bytes of memory for each beyond its encoded bytes, as Python counts them and
-          as the operating system does. Once with 5,000 persons whose ids are the program's anyway; once each event is of
-          a person of its own, with a UUID that nobody else keeps, and half of them are in flight, again and again.
+          as the operating system does. Once with 5,000 persons whose ids are the program's anyway; once each is of a
+          person of its own, with a UUID that nobody else keeps, and half of them are in flight, again and again.
 outage    nobody listens; a million events come, and the oldest are dropped: growth after the queue was full.
 through   ten million events (or ``--events``) are delivered: growth after the first tenth.
 """
