@@ -62,6 +62,25 @@ class Chunk:
 
 
 @attrs.define(eq=False)
+class _Forming:
+    """A chunk while it is formed.
+
+    Attributes:
+        room: Bytes that are left, commas included.
+        full: Whether nothing more may be added.
+        operations: As in the chunk.
+        keys: Likewise.
+        closed: Of whom nothing more goes into it.
+    """
+
+    room: int
+    full: bool = False
+    operations: list[Operation] = attrs.field(factory=list)
+    keys: set[Key] = attrs.field(factory=set)
+    closed: set[Key] = attrs.field(factory=set)
+
+
+@attrs.define(eq=False)
 class _Run:
     """Operations that arrived one after the other, each about one person, and that have no rule of their own.
 
@@ -176,8 +195,14 @@ class Backlog:
         yield from self._unordered()
 
     def add(self, operations: Collection[Operation], nbytes: int) -> None:
-        """Take operations over, in order of arrival; ``nbytes`` is the sum of their bodies."""
-        self._fresh.extend(operations)
+        """Take operations over, in order of arrival; ``nbytes`` is the sum of their bodies.
+
+        A deque belongs to the backlog from then on.
+        """
+        if isinstance(operations, deque) and not self._fresh:
+            self._fresh = operations
+        else:
+            self._fresh.extend(operations)
         self._fresh_bytes += nbytes
         self._added += len(operations)
         self._added_bytes += nbytes
@@ -212,18 +237,15 @@ class Backlog:
         What goes is filled up with what is not due yet, as far as it fits.
         """
         while self.ready():
-            operations: list[Operation] = []
-            keys: set[Key] = set()
-            closed: set[Key] = set()  # of whom nothing more goes into this chunk
-            room, full = self._take_lanes(operations, keys, closed)
-            if self._blocked and not full:
-                room, full = self._take_blocked(operations, keys, closed, room)
-            if not full and (operations or self.ready()):  # what seemed to make it so may have to wait after all
-                room = self._take_fresh(operations, keys, closed, room)
-            if operations:
-                self._out |= keys
-                nbytes = self._room - room - len(operations) * SEPARATOR_BYTES
-                return Chunk(operations, list(keys), nbytes)
+            chunk = _Forming(self._room)
+            self._take_lanes(chunk)
+            self._take_blocked(chunk)
+            if chunk.operations or self.ready():  # what seemed to make it so may have to wait after all
+                self._take_fresh(chunk)
+            if chunk.operations:
+                self._out |= chunk.keys
+                nbytes = self._room - chunk.room - len(chunk.operations) * SEPARATOR_BYTES
+                return Chunk(chunk.operations, list(chunk.keys), nbytes)
         return None
 
     def release(self, chunk: Chunk) -> None:
@@ -337,13 +359,10 @@ class Backlog:
 
     # ------------------------------------------------------------------------------------------------- inside
 
-    def _take_lanes(self, operations: list[Operation], keys: set[Key], closed: set[Key]) -> tuple[int, bool]:
-        """Take from the lanes that may be tried, the due ones first.
-
-        Returns:
-            The room that is left, and whether nothing more may be added.
-        """
-        room, special = self._room, self._special
+    def _take_lanes(self, chunk: _Forming) -> None:
+        """Take from the lanes that may be tried, the due ones first."""
+        operations, keys, closed = chunk.operations, chunk.keys, chunk.closed
+        room, special = chunk.room, self._special
         left = self._max_operations
         back: list[Key] = []  # whose turn is in another chunk
         alone = full = False
@@ -401,7 +420,7 @@ class Backlog:
             if key not in keys:  # else release() brings it up again
                 self._await_turn(key)
         # What is apart is not mixed with what is fresh; it finds its own kind in the lanes.
-        return room, full or alone
+        chunk.room, chunk.full = room, full or alone
 
     def _fitting_run(self, lane: _Lane, room: int, left: int, *, first: bool) -> tuple[list[Operation], int]:
         """The plain operations at the head of a long lane that fit, with their bytes, commas included.
@@ -433,42 +452,40 @@ class Backlog:
         self._rested_operations -= len(self._lanes[key])
         return key
 
-    def _take_blocked(
-        self, operations: list[Operation], keys: set[Key], closed: set[Key], room: int
-    ) -> tuple[int, bool]:
-        """Take from the runs of which some can go again; return the room that is left, and whether it is full."""
+    def _take_blocked(self, chunk: _Forming) -> None:
+        """Take from the runs of which some can go again."""
+        if not self._blocked:
+            return
         runs, self._blocked = self._blocked, deque()
-        full = False
         for run in runs:
-            full = full or self._is_full(operations, room)
-            if not full and run.awake and not run.people <= self._out:
-                room, full = self._take_run(run, operations, keys, closed, room)
-                if not run.operations:
-                    continue
-                run.people = set(run.whose)
-            elif not full:
-                run.awake = False
+            if run.awake and not self._is_full(chunk):
+                if run.people <= self._out:
+                    run.awake = False
+                else:
+                    self._take_run(run, chunk)
+                    if not run.operations:
+                        continue
+                    run.people = set(run.whose)
             self._blocked.append(run)
-        return room, full
 
-    def _take_fresh(self, operations: list[Operation], keys: set[Key], closed: set[Key], room: int) -> int:
-        """Take from what is fresh, and let wait what must; return the room that is left.
+    def _take_fresh(self, chunk: _Forming) -> None:
+        """Take from what is fresh, and let wait what must.
 
         In bulk, where all operations that come into question are plain ones: a step for each costs four times as much.
         """
         fresh = self._fresh
         held = scattered = 0
-        full = self._is_full(operations, room)
-        while fresh and not full and (held + scattered < _MAX_HELD or not operations):
-            left = self._max_operations - len(operations)
-            likely = room * len(fresh) // (self._fresh_bytes + len(fresh)) + 16  # fit into the room, by the mean
+        while fresh and not self._is_full(chunk) and (held + scattered < _MAX_HELD or not chunk.operations):
+            left = self._max_operations - len(chunk.operations)
+            likely = chunk.room * len(fresh) // (self._fresh_bytes + len(fresh)) + 16  # fit, by the mean
             arrived = list(itertools.islice(fresh, min(left, likely)))
             names = keys_of(arrived)
             kinds = kinds_of(arrived)
             plain = kinds <= _PLAIN_KINDS or (kinds.isdisjoint(self._special) and tuple not in set(map(type, names)))
             # Where a few places are left and much must be held back, these runs would be short and many.
             if not plain or (scattered and left < self._max_operations // 16):
-                return self._take_singly(operations, keys, closed, room)
+                self._take_singly(chunk)
+                return
             everything = len(arrived) == len(fresh)
             nbytes = self._fresh_bytes if everything else sum(map(len, arrived))
             due = min(self._due_fresh, len(arrived))
@@ -485,20 +502,17 @@ class Backlog:
                 self._block(run)
                 held += len(arrived)
                 continue
-            taken_before = len(operations)
-            room, full = self._take_run(run, operations, keys, closed, room)
-            scattered += len(arrived) - (len(operations) - taken_before) - len(run.operations)
-            if full:
+            scattered += self._take_run(run, chunk)
+            if run.operations:
                 # Those behind them who must wait do so by now, so they are the first of all that is fresh.
                 fresh.extendleft(reversed(run.operations))
                 self._fresh_bytes += run.nbytes
                 self._due_fresh += run.due
-            full = full or self._is_full(operations, room)
-        return room
 
-    def _is_full(self, operations: list[Operation], room: int) -> bool:
+    def _is_full(self, chunk: _Forming) -> bool:
         """Whether a chunk counts as full: to divide a run for the last places costs more than they bring."""
-        return bool(operations) and (room <= self._spare or len(operations) >= self._max_operations)
+        count = len(chunk.operations)
+        return chunk.full or (count > 0 and (chunk.room <= self._spare or count >= self._max_operations))
 
     def _block(self, run: _Run) -> None:
         """Let a run wait as it is, behind the others."""
@@ -521,19 +535,17 @@ class Backlog:
             run = self._blocked.popleft()
             self._hold_back(run.operations, run.whose, due=run.due)
 
-    def _take_run(
-        self, run: _Run, operations: list[Operation], keys: set[Key], closed: set[Key], room: int
-    ) -> tuple[int, bool]:
-        """Take what fits, hold back who must wait, and leave the others in the run.
+    def _take_run(self, run: _Run, chunk: _Forming) -> int:
+        """Take what fits, hold back who must wait, and leave the others in the run; return how many are held back.
 
-        Returns:
-            The room that is left, and whether it is full, so that some are left in the run.
+        Where some are left, the chunk is full.
         """
         waiting = self._out & run.people
         if self._lanes:
             waiting |= self._lanes.keys() & run.people
-        if closed:
-            waiting |= closed & run.people
+        if chunk.closed:
+            waiting |= chunk.closed & run.people
+        held: list[Operation] = []
         if waiting:
             self._unblock()  # those who come before these
             waits = list(map(waiting.__contains__, run.whose))
@@ -546,24 +558,30 @@ class Backlog:
             run.operations = list(itertools.compress(run.operations, goes))
             run.whose = list(itertools.compress(run.whose, goes))
             run.people = set(run.whose)
-        count, left = len(run.operations), self._max_operations - len(operations)
-        if count <= left and (size := run.nbytes + count * SEPARATOR_BYTES) <= room:
-            operations += run.operations
-            keys |= run.people
-            run.operations, run.whose = [], []
-            return room - size, False
+        count, left = len(run.operations), self._max_operations - len(chunk.operations)
+        size = run.nbytes + count * SEPARATOR_BYTES
+        if count <= left and size <= chunk.room:
+            if chunk.operations:
+                chunk.operations += run.operations
+                chunk.keys |= run.people
+            else:
+                chunk.operations, chunk.keys = run.operations, run.people
+            chunk.room -= size
+            run.operations = []
+            return len(held)
         sums = running_bytes(run.operations)
-        fitting = min(bisect_right(sums, room), left)
-        if fitting == 0 and not operations:
+        fitting = min(bisect_right(sums, chunk.room), left)
+        if fitting == 0 and not chunk.operations:
             fitting = 1  # it has a body of its own
         if fitting:
-            operations += run.operations[:fitting]
-            keys.update(run.whose[:fitting])
-            room -= sums[fitting - 1]
+            chunk.operations += run.operations[:fitting]
+            chunk.keys.update(run.whose[:fitting])
+            chunk.room -= sums[fitting - 1]
             run.nbytes -= sums[fitting - 1] - fitting * SEPARATOR_BYTES
         del run.operations[:fitting], run.whose[:fitting]
         run.due = max(0, run.due - fitting)
-        return room, bool(run.operations)
+        chunk.full = bool(run.operations)
+        return len(held)
 
     def _hold_back(self, held: list[Operation], whose: list[Key], *, due: int) -> None:
         """Put the operations of a run into the lanes of their persons; the first few are due."""
@@ -598,9 +616,10 @@ class Backlog:
             self._rested_operations += sum(map(rested.__contains__, whose))
         self._due_lanes.update(whose[:due])
 
-    def _take_singly(self, operations: list[Operation], keys: set[Key], closed: set[Key], room: int) -> int:
+    def _take_singly(self, chunk: _Forming) -> None:
         """The same, one by one, with the rules for all kinds."""
         self._unblock()
+        operations, keys, closed, room = chunk.operations, chunk.keys, chunk.closed, chunk.room
         fresh, out, special = self._fresh, self._out, self._special
         lanes, due = self._lanes, self._due_fresh
         taken_before, room_before = len(operations), room
@@ -648,7 +667,7 @@ class Backlog:
         self._due_fresh = max(0, due - gone)
         taken_bytes = room_before - room - (len(operations) - taken_before) * SEPARATOR_BYTES
         self._fresh_bytes -= held_bytes + taken_bytes
-        return room
+        chunk.room, chunk.full = room, True  # there is nothing else to take from
 
     def _before(self, operation: Operation) -> Operation | None:
         """What stands before an operation in the lane of somebody it names, ``None`` if it is the next of all."""

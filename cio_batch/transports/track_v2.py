@@ -54,7 +54,7 @@ class TrackV2Transport:
         if operations[0].kind in ANONYMOUS_KINDS:
             return await send_in_order(self._client, operations, call)
         size = self.envelope_bytes + sum(map(len, operations)) + len(operations) - 1
-        body = PiecewiseBody(functools.partial(_pieces, list(operations), size), size)
+        body = PiecewiseBody(functools.partial(_pieces, operations, size), size)
         await call.gate()
         answer = await self._client.request("POST", "/api/v2/batch", body, attempt=call.attempt)
         return judge_batch(answer, len(operations), time.time())
@@ -68,11 +68,11 @@ class TrackV2Transport:
         await self._client.close()
 
 
-def _pieces(operations: list[Operation], size: int) -> Iterator[bytes]:
+def _pieces(operations: Sequence[Operation], size: int) -> Iterator[bytes]:
     """The body of a batch, in pieces of about ``_PIECE_BYTES``."""
     step = max(1, len(operations) * _PIECE_BYTES // size)
     before = _HEAD
     for start in range(0, len(operations), step):
-        yield before + join(operations[start : start + step])
+        yield before + join(list(operations[start : start + step]))
         before = b","
     yield _TAIL
