@@ -29,7 +29,11 @@ async def go_through(minutes: int, where: str) -> dict[str, Any]:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=asyncio.subprocess.PIPE,
     )
-    output, _ = await process.communicate()
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:  # a test that took too long leaves nobody behind
+            process.kill()
     assert process.returncode == 0
     result: dict[str, Any] = json.loads(output)
     print(result)  # noqa: T201 - the figures of the proof
