@@ -39,7 +39,7 @@ _DELIVERED_BEHIND = 2_000  # rows; a chunk is settled about that much later
 def encoded(events: int) -> list[bytes]:
     """The rows: what a tracker writes."""
     return [
-        encode_event(person, name, data, None, None, time.time(), ids.new_id)[0]
+        encode_event(person, name, data, None, None, time.time(), ids.new_id).body
         for person, name, data in harness.Workload(events, ready=True)
     ]
 

@@ -4,8 +4,8 @@
  * Rules:
  *
  * 1. Optional. Without it cio_batch does the same, slower; what stands here also stands in operations.py
- *    (`IN_PYTHON`, `_encode_event_in_python`) and in queues.py (`DoorInPython`), and tests hold
- *    the two together, byte by byte.
+ *    (`_IN_PYTHON`, `_encode_event_in_python`) and in queues.py (`DoorInPython`), and tests hold the two together, byte
+ *    by byte.
  * 2. It knows no rule that it could break: where it is not sure that an event is the usual one and within every limit,
  *    the Python side has the word, and only the Python side refuses.
  * 3. The limited API of Python 3.11, so that one wheel for a platform serves every later Python.
@@ -53,6 +53,24 @@ new_operation(PyTypeObject *type, Py_ssize_t size, PyObject *kind)
     return operation;
 }
 
+/* Whether it refers to nothing that could lead back to the operation, which the garbage collector does not look at. */
+static int
+is_key(PyObject *key, int may_be_several)
+{
+    if (PyUnicode_Check(key) || PyBytes_Check(key)) {
+        return 1;
+    }
+    if (!may_be_several || !PyTuple_CheckExact(key)) {
+        return 0;
+    }
+    for (Py_ssize_t i = 0; i < PyTuple_Size(key); i++) {
+        if (!is_key(PyTuple_GetItem(key, i), 0)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
 static PyObject *
 operation_new(PyTypeObject *type, PyObject *args, PyObject *named)
 {
@@ -60,6 +78,10 @@ operation_new(PyTypeObject *type, PyObject *args, PyObject *named)
     PyObject *body, *key, *kind;
     long long number = 0;
     if (!PyArg_ParseTupleAndKeywords(args, named, "SOU|L:Operation", names, &body, &key, &kind, &number)) {
+        return NULL;
+    }
+    if (!is_key(key, 1) || !PyUnicode_CheckExact(kind)) {
+        PyErr_SetString(PyExc_TypeError, "key must be str, bytes or a tuple of these, and kind a plain str");
         return NULL;
     }
     Operation *operation = new_operation(type, PyBytes_Size(body), kind);
@@ -98,6 +120,27 @@ operation_key(PyObject *self, void *ignored)
     }
     Py_INCREF(operation->key);
     return operation->key;
+}
+
+static PyObject *
+operation_number(PyObject *self, void *ignored)
+{
+    return PyLong_FromLongLong(((Operation *)self)->number);
+}
+
+static int
+operation_set_number(PyObject *self, PyObject *value, void *ignored)
+{
+    if (value == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "number cannot be deleted");
+        return -1;
+    }
+    long long number = PyLong_AsLongLong(value);
+    if (number == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    ((Operation *)self)->number = number;
+    return 0;
 }
 
 static Py_ssize_t
@@ -146,12 +189,13 @@ operation_reduce(PyObject *self, PyObject *ignored)
 static PyMethodDef operation_methods[] = {{"__reduce__", operation_reduce, METH_NOARGS, NULL}, {NULL}};
 
 static PyMemberDef operation_members[] = {
-    {"kind", T_OBJECT_EX, offsetof(Operation, kind), READONLY, NULL},
-    {"number", T_LONGLONG, offsetof(Operation, number), 0, NULL},
-    {NULL}};
+    {"kind", T_OBJECT_EX, offsetof(Operation, kind), READONLY, NULL}, {NULL}};
 
 static PyGetSetDef operation_getters[] = {
-    {"body", operation_body, NULL, NULL, NULL}, {"key", operation_key, NULL, NULL, NULL}, {NULL}};
+    {"body", operation_body, NULL, NULL, NULL},
+    {"key", operation_key, NULL, NULL, NULL},
+    {"number", operation_number, operation_set_number, NULL, NULL},
+    {NULL}};
 
 PyDoc_STRVAR(operation_doc, "Operation(body, key, kind, number=0)\n--\n\nSee operations.Operation.");
 
@@ -168,8 +212,9 @@ static PyType_Slot operation_slots[] = {
     {Py_tp_hash, PyObject_HashNotImplemented},
     {0, NULL}};
 
-/* Not for the garbage collector: what it refers to refers to nothing. */
-static PyType_Spec operation_spec = {"cio_batch._speedups.Operation", offsetof(Operation, body), 1, Py_TPFLAGS_DEFAULT,
+/* Not for the garbage collector: see is_key. By its name it is found in operations.py, so that what one process pickles
+ * another one can read that has no extension. */
+static PyType_Spec operation_spec = {"cio_batch.operations.Operation", offsetof(Operation, body), 1, Py_TPFLAGS_DEFAULT,
                                      operation_slots};
 
 static int
@@ -229,8 +274,14 @@ join(PyObject *module, PyObject *operations)
 static PyObject *
 map_operations(PyObject *operations, PyObject *(*make)(PyObject *, void *), void *context)
 {
-    Py_ssize_t count = count_of(operations);
-    PyObject *made = count < 0 ? NULL : PyList_New(count);
+    Py_ssize_t count = PyList_CheckExact(operations) ? PyList_Size(operations) : 0;
+    PyObject *made = PyList_New(count); /* before the look at the list, because the garbage collector may run in it */
+    if (made != NULL && count_of(operations) != count) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_RuntimeError, "operations were changed meanwhile");
+        }
+        Py_CLEAR(made);
+    }
     for (Py_ssize_t i = 0; made != NULL && i < count; i++) {
         PyObject *each = make(PyList_GetItem(operations, i), context);
         if (each == NULL) {
@@ -256,8 +307,11 @@ PyDoc_STRVAR(kinds_of_doc, "kinds_of($module, operations, /)\n--\n\nAll kinds am
 static PyObject *
 kinds_of(PyObject *module, PyObject *operations)
 {
-    Py_ssize_t count = count_of(operations);
-    PyObject *kinds = count < 0 ? NULL : PySet_New(NULL), *last = NULL;
+    PyObject *kinds = PySet_New(NULL), *last = NULL; /* first: see map_operations */
+    Py_ssize_t count = kinds == NULL ? -1 : count_of(operations);
+    if (count < 0) {
+        Py_CLEAR(kinds);
+    }
     for (Py_ssize_t i = 0; kinds != NULL && i < count; i++) {
         PyObject *kind = ((Operation *)PyList_GetItem(operations, i))->kind;
         if (kind != last && PySet_Add(kinds, kind) < 0) {

@@ -87,7 +87,7 @@ class _Run:
     Attributes:
         operations: In order.
         whose: The person of each.
-        people: All of these, and perhaps some of whom nothing is left.
+        people: All of these.
         nbytes: The sum of the bodies.
         due: How many of the first are due.
         awake: Whether one of its persons was released since all of them were out.
@@ -298,21 +298,13 @@ class Backlog:
 
         Those of persons in lanes go before the others. Among these persons it is not known whose waits longest.
         """
+        self._unblock()
         if self._lanes:
             operation = next(iter(self._lanes.values()))[0]
             # One that names several may stand behind others of theirs; each step leads to one that arrived before.
             while (other := self._before(operation)) is not None:
                 operation = other
             self._remove_heads(_keys(operation))
-            return operation
-        if self._blocked:
-            run = self._blocked[0]
-            operation = run.operations.pop(0)
-            del run.whose[0]
-            run.nbytes -= len(operation)
-            run.due = max(0, run.due - 1)
-            if not run.operations:
-                self._blocked.popleft()
             return operation
         if self._fresh:
             operation = self._fresh.popleft()
@@ -323,21 +315,13 @@ class Backlog:
 
     def remove(self, unwanted: Callable[[Operation], bool]) -> list[Operation]:
         """Remove and return the operations that wait and that a function names; those that are out stay out."""
+        self._unblock()
         removed = [operation for operation in self._fresh if unwanted(operation)]
         if removed:
             due = sum(not unwanted(operation) for operation in itertools.islice(self._fresh, self._due_fresh))
             self._fresh = deque(operation for operation in self._fresh if not unwanted(operation))
             self._fresh_bytes -= sum(map(len, removed))
             self._due_fresh = due
-        for run in self._blocked:
-            stays = [not unwanted(operation) for operation in run.operations]
-            if not all(stays):
-                removed += [operation for operation, stay in zip(run.operations, stays, strict=True) if not stay]
-                run.due = sum(stays[: run.due])
-                run.operations = [*itertools.compress(run.operations, stays)]
-                run.nbytes = sum(map(len, run.operations))
-                run.whose = [*itertools.compress(run.whose, stays)]
-        self._blocked = deque(run for run in self._blocked if run.operations)
         held: dict[int, Operation] = {}
         for key, lane in list(self._lanes.items()):
             gone = [operation for operation in lane if unwanted(operation)]
@@ -530,10 +514,17 @@ class Backlog:
         self._blocked.append(run)
 
     def _unblock(self) -> None:
-        """Take the blocked runs apart, because something that comes behind them is to wait in a lane."""
+        """Take the blocked runs apart, because of something that is done to one operation of them or in front of it."""
         while self._blocked:
             run = self._blocked.popleft()
             self._hold_back(run.operations, run.whose, due=run.due)
+            if run.awake:
+                for key in run.people - self._out:
+                    if key in self._due_lanes:
+                        self._open[key] = None
+                    elif key not in self._open and key not in self._rested:
+                        self._rested[key] = None
+                        self._rested_operations += len(self._lanes[key])
 
     def _take_run(self, run: _Run, chunk: _Forming) -> int:
         """Take what fits, hold back who must wait, and leave the others in the run; return how many are held back.

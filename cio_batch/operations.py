@@ -89,6 +89,9 @@ class Operation:
     def __len__(self) -> int:
         return len(self.body)
 
+    def __reduce__(self) -> tuple[type[Operation], tuple[object, ...]]:
+        return Operation, (self.body, self.key, self.kind, self.number)
+
 
 def join(operations: list[Operation]) -> bytes:
     """The bodies with commas between them, as they stand in a batch."""
@@ -110,9 +113,9 @@ def running_bytes(operations: list[Operation]) -> list[int]:
     return list(itertools.accumulate([len(operation) + 1 for operation in operations]))
 
 
-IN_PYTHON: Final = (Operation, join, keys_of, kinds_of, running_bytes)
+_IN_PYTHON: Final = (Operation, join, keys_of, kinds_of, running_bytes)
 if not TYPE_CHECKING:
-    Operation, join, keys_of, kinds_of, running_bytes = speedups.operation_and_bulk(*IN_PYTHON)
+    Operation, join, keys_of, kinds_of, running_bytes = speedups.operation_and_bulk(*_IN_PYTHON)
 
 DeliveryMetric = Literal["opened", "converted", "delivered"]
 Platform = Literal["ios", "android"]

@@ -62,7 +62,7 @@ def event_encoder(
 
 
 def operation_and_bulk(*in_python: Any) -> tuple[Any, ...]:
-    """Return ``in_python``, which is ``operations.IN_PYTHON``, or its compiled class and functions."""
+    """Return ``in_python``, which is ``operations._IN_PYTHON``, or its compiled class and functions."""
     if compiled is None:
         return in_python
     return compiled.Operation, compiled.join, compiled.keys_of, compiled.kinds_of, compiled.running_bytes

@@ -369,6 +369,27 @@ def test_a_run_that_waits_is_taken_apart_where_some_of_it_may_go(final: bool) ->
     assert (take(waiting).operations == [late]) if final else (waiting.take() is None)
 
 
+@pytest.mark.parametrize("way", ["drop_oldest", "remove"])
+def test_who_left_a_run_that_waits_is_not_taken_for_one_of_it(way: str) -> None:
+    """Only those of whom something is in a chunk are held back by it."""
+    waiting = backlog(max_operations=4)
+    add(waiting, operation("a"), operation("b"))
+    waiting.expire()
+    both = take(waiting)
+    gone = operation("a")
+    add(waiting, gone, operation("b"), operation("b"))
+    waiting.expire()
+    assert waiting.take() is None
+    dropped = [waiting.drop_oldest()] if way == "drop_oldest" else waiting.remove(lambda each: each is gone)
+    assert len(dropped) == 1
+    assert dropped[0] is gone
+    waiting.release(both)
+    assert take(waiting).keys == ["b"]
+    add(waiting, operation("a"))
+    waiting.expire()
+    assert take(waiting).keys == ["a"]
+
+
 def test_a_person_who_is_out_holds_back_nobody_else() -> None:
     """Later operations of a person wait for the verdict; everyone else goes on."""
     waiting = backlog(max_operations=2)

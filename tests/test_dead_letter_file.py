@@ -30,7 +30,7 @@ ULID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 def letter(number: int, person: str = "user-1", *, size: int = 0) -> DeadLetter:
     """A dead letter; its event says its number."""
     draft = ops.event(person, "bought", {"n": number, "filler": "x" * size})
-    body = ops.encode(draft, now=1_764_000_000.0, new_id=lambda: ULID)[0]
+    body = ops.encode(draft, now=1_764_000_000.0, new_id=lambda: ULID).body
     return DeadLetter(body, (Refusal("rejected", "invalid", "name", "no", 400, 1, 5.0),), 4.0)
 
 

@@ -13,7 +13,7 @@ from cio_batch import operations as ops
 from cio_batch.dead_letters import body_of
 
 ULID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
-EVENT = ops.encode(ops.event("user-1", "bought", {"n": 1}), now=1_764_000_000.0, new_id=lambda: ULID)[0]
+EVENT = ops.encode(ops.event("user-1", "bought", {"n": 1}), now=1_764_000_000.0, new_id=lambda: ULID).body
 REFUSAL = Refusal("rejected", "invalid", "identifiers", "no such person", 207, 1, 1_764_000_001.5)
 LETTER = DeadLetter(EVENT, (REFUSAL,), 1_764_000_000.25)
 
@@ -28,7 +28,7 @@ names = texts.filter(lambda text: 0 < len(text.encode()) <= 100)
 def operation(person: str, name: str) -> bytes | None:
     """An event's bytes, unless the name or the person is none that can be sent."""
     try:
-        return ops.encode(ops.event(person, name), now=0.0, new_id=lambda: ULID)[0]
+        return ops.encode(ops.event(person, name), now=0.0, new_id=lambda: ULID).body
     except ops.InvalidOperationError:
         return None
 
@@ -60,13 +60,13 @@ def test_what_it_says_of_itself() -> None:
     assert (LETTER.kind, LETTER.name, LETTER.id, LETTER.last) == ("person.event", "bought", ULID, REFUSAL)
     assert "no such person" not in repr(LETTER)
     assert "user-1" not in repr(LETTER)
-    identify = DeadLetter(ops.encode(ops.identify("a"), now=0.0, new_id=str)[0], (REFUSAL,))
+    identify = DeadLetter(ops.encode(ops.identify("a"), now=0.0, new_id=str).body, (REFUSAL,))
     assert (identify.kind, identify.name, identify.id) == ("person.identify", "", None)
 
 
 def test_whom_it_is_about() -> None:
     """Everybody whom its operation names, by exactly that identifier."""
-    merge = DeadLetter(ops.encode(ops.merge("a", Email("b@c.de")), now=0.0, new_id=str)[0], (REFUSAL,))
+    merge = DeadLetter(ops.encode(ops.merge("a", Email("b@c.de")), now=0.0, new_id=str).body, (REFUSAL,))
 
     assert merge.is_about(frozenset({ops.key_of("a")}))
     assert merge.is_about(frozenset({ops.key_of(Email("b@c.de"))}))

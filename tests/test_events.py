@@ -115,7 +115,7 @@ EVERYTHING: dict[str, Any] = {
 
 def on_the_wire(event: CioEvent) -> dict[str, Any]:
     """What the service gets."""
-    body = encode_event("u", event.event_name, event.wire_data(), None, None, NOW, lambda: ULID)[0]
+    body = encode_event("u", event.event_name, event.wire_data(), None, None, NOW, lambda: ULID).body
     attributes: dict[str, Any] = orjson.loads(body)["attributes"]
     return attributes
 
@@ -601,7 +601,7 @@ def test_attributes_are_identified_like_a_dict() -> None:
     customer = Customer(email="a@example.com", seats=5, since=dt.date(2024, 1, 2))
     draft = operations.identify("u", customer)
     assert draft == operations.identify("u", {"email": "a@example.com", "seats": 5, "since": dt.date(2024, 1, 2)})
-    body = encode(draft, now=NOW, new_id=lambda: ULID)[0]
+    body = encode(draft, now=NOW, new_id=lambda: ULID).body
     assert orjson.loads(body)["attributes"] == {"email": "a@example.com", "seats": 5, "since": "2024-01-02"}
 
 

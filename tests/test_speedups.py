@@ -28,7 +28,7 @@ import pytest
 import cio_batch
 from cio_batch import speedups
 from cio_batch.operations import (
-    IN_PYTHON,
+    _IN_PYTHON,
     MAX_OPERATION_BYTES,
     Email,
     Operation,
@@ -102,7 +102,7 @@ class Letters(str, enum.Enum):  # noqa: UP042 - StrEnum writes itself otherwise
 
 # ---------------------------------------------------------------------------------------------------- Operation
 
-OPERATIONS = [IN_PYTHON[0]] if speedups.compiled is None else [IN_PYTHON[0], speedups.compiled.Operation]
+OPERATIONS = [_IN_PYTHON[0]] if speedups.compiled is None else [_IN_PYTHON[0], speedups.compiled.Operation]
 KEYS = ["ada", b'{"email":"ada@example.com"}', ("ada", b"x"), ""]
 
 
@@ -154,6 +154,29 @@ def test_an_operation_can_be_copied_and_pickled(protocol: int) -> None:
             assert again is not operation
 
 
+@built
+@pytest.mark.parametrize("here", ["1", ""])
+def test_what_one_process_pickles_another_reads(here: str) -> None:
+    """With the extension what was pickled without it, and the other way round."""
+    code = (
+        "import pickle, sys; from cio_batch.operations import Operation; "
+        "said = Operation(b'{}', ('u', b'v'), 'person.event', 7); "
+    )
+    writing = subprocess.run(
+        [sys.executable, "-c", code + "sys.stdout.buffer.write(pickle.dumps(said))"],
+        env={**os.environ, "CIO_BATCH_NO_EXTENSIONS": here},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    reading = subprocess.run(
+        [sys.executable, "-c", code + "raise SystemExit(pickle.load(sys.stdin.buffer) != said)"],
+        env={**os.environ, "CIO_BATCH_NO_EXTENSIONS": "" if here else "1"},
+        input=writing.stdout,
+        check=False,
+    )
+    assert reading.returncode == 0
+
+
 @pytest.mark.parametrize("kind", OPERATIONS)
 def test_an_operation_shows_sizes_only(kind: type[Operation]) -> None:
     """Whoever logs one logs neither a person nor a payload."""
@@ -164,12 +187,57 @@ def test_an_operation_shows_sizes_only(kind: type[Operation]) -> None:
 @built
 @pytest.mark.parametrize(
     "wrong",
-    [("text", "u", "k"), (b"", "u", 5), (b"", "u", "k", "7"), (b"", "u", "k", 2**63), (b"",), (b"", "u", "k", 0, 0)],
+    [
+        ("text", "u", "k"),
+        (b"", "u", 5),
+        (b"", "u", Text("k")),
+        (b"", ["u"], "k"),
+        (b"", ("u", ("v",)), "k"),
+        (b"", "u", "k", "7"),
+        (b"", "u", "k", 2**63),
+        (b"",),
+        (b"", "u", "k", 0, 0),
+    ],
 )
 def test_an_operation_of_wrong_parts_is_refused(wrong: tuple[Any, ...]) -> None:
-    """The extension looks at a part before it reads it."""
+    """The extension looks at a part before it reads it, and keeps nothing that could lead back to the operation."""
     with pytest.raises((TypeError, OverflowError)):
         OPERATIONS[-1](*wrong)
+
+
+@built
+@pytest.mark.parametrize("wrong", [2**63, "7", None, 1.5])
+def test_a_wrong_number_changes_nothing(wrong: Any) -> None:
+    """A number that is refused is not set."""
+    operation = OPERATIONS[-1](b"", "u", "k", 7)
+    with pytest.raises((TypeError, OverflowError)):
+        operation.number = wrong
+    with pytest.raises(AttributeError):
+        del operation.number
+    assert operation.number == 7
+
+
+@built
+def test_what_is_read_in_bulk_may_change_meanwhile() -> None:
+    """The garbage collector may run in the midst of it, and what it calls may empty the list."""
+
+    class Circle:
+        def __del__(self) -> None:
+            operations.clear()
+
+    thresholds = gc.get_threshold()
+    for read in (join, keys_of, kinds_of, running_bytes):
+        for _ in range(20):
+            operations = [Operation(b"x", "u", "k") for _ in range(100)]
+            circle: Any = Circle()
+            circle.itself = circle
+            del circle
+            gc.set_threshold(1, 1, 1)
+            try:
+                with contextlib.suppress(RuntimeError):
+                    read(operations)  # type: ignore[operator]
+            finally:
+                gc.set_threshold(*thresholds)
 
 
 @built
@@ -206,7 +274,7 @@ def test_what_is_done_in_bulk_is_done_to_each(count: int) -> None:
         cio_batch.operations.encode_event(f"user-{n}", "n", {"n": n}, None, None, NOW, lambda: ULID)
         for n in range(count)
     ]
-    _, join_in_python, keys_in_python, kinds_in_python, running_in_python = IN_PYTHON
+    _, join_in_python, keys_in_python, kinds_in_python, running_in_python = _IN_PYTHON
     assert join(operations) == join_in_python(operations) == b",".join([each.body for each in operations])
     assert keys_of(operations) == keys_in_python(operations) == [each.key for each in operations]
     assert kinds_of(operations) == kinds_in_python(operations) == {each.kind for each in operations}

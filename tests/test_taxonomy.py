@@ -250,7 +250,7 @@ def test_a_typed_event_is_valid_as_a_plain_pair() -> None:
         scores=[1, None, 2.5],
     )
     TAXONOMY.validate(event.event_name, event.wire_data())
-    body = encode_event("u", event.event_name, event.wire_data(), None, None, 1.0, lambda: "0" * 26)[0]
+    body = encode_event("u", event.event_name, event.wire_data(), None, None, 1.0, lambda: "0" * 26).body
     sent = orjson.loads(body)["attributes"]
     TAXONOMY.validate(event.event_name, sent)
     Draft202012Validator(TAXONOMY.json_schema()).validate({"name": event.event_name, "data": sent})

@@ -23,7 +23,7 @@ import pytest
 
 from cio_batch.dead_letters import Refusal
 from cio_batch.errors import SpoolError
-from cio_batch.operations import IN_PYTHON
+from cio_batch.operations import _IN_PYTHON
 from cio_batch.spools import SqliteSpool
 
 from ..conftest import until
@@ -362,7 +362,7 @@ async def test_a_fault_that_nobody_foresaw_is_reported_and_survived(
     caplog.set_level(logging.CRITICAL)
     async with opened(tmp_path / "events.db") as spool:
         first = event(1)
-        await spool.append(IN_PYTHON[0](first.body, first.key, first.kind, 1 << 70))
+        await spool.append(_IN_PYTHON[0](first.body, first.key, first.kind, 1 << 70))
         assert spool.refused == 1
         await spool.append(event(2))
         assert await numbers_in(spool) == [2]

@@ -193,6 +193,16 @@ def fits(draft: Draft) -> bool:
     return kind not in operations.FINAL_KINDS | operations.ANONYMOUS_KINDS
 
 
+def body_by_hand(made: list[operations.Operation]) -> bytes:
+    """Join operations into one body, as a transport of one's own would."""
+    people = {key for key in operations.keys_of(made) if isinstance(key, str)}
+    sizes = operations.running_bytes(made)
+    log.info("%d people, %s, %d bytes", len(people), sorted(operations.kinds_of(made)), sizes[-1])
+    assert_type(sizes, list[int])
+    made[0].number = 1
+    return b"[%b]" % operations.join(made)
+
+
 def encode_by_hand(subject: operations.Subject) -> operations.Operation | None:
     """Encode an event the short way, as a spool of one's own would."""
     if not isinstance(subject, str):
