@@ -110,7 +110,7 @@ def kinds_of(operations: list[Operation]) -> set[str]:
 
 def running_bytes(operations: list[Operation]) -> list[int]:
     """For each the bytes of it and all before it, with a comma behind every one."""
-    return list(itertools.accumulate([len(operation) + 1 for operation in operations]))
+    return list(itertools.accumulate([len(operation.body) + 1 for operation in operations]))
 
 
 _IN_PYTHON: Final = (Operation, join, keys_of, kinds_of, running_bytes)

@@ -85,7 +85,7 @@ class DoorInPython:
         """Queue an operation if that needs no thought, and say whether it did."""
         if get_ident() != self._thread or not self._is_running():
             return False
-        accepted_bytes = self.accepted_bytes + len(operation)
+        accepted_bytes = self.accepted_bytes + len(operation.body)
         if self.accepted >= self.calm_operations or accepted_bytes >= self.calm_bytes:
             return False
         self.append(operation)
