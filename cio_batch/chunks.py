@@ -172,9 +172,9 @@ class Backlog:
         """Every operation once; those of one person in order."""
         if self._repeats:
             return self._merged()
-        return itertools.chain(itertools.chain.from_iterable(self._lanes.values()), self._unordered())
+        return itertools.chain(itertools.chain.from_iterable(self._lanes.values()), self._in_no_lane())
 
-    def _unordered(self) -> Iterator[Operation]:
+    def _in_no_lane(self) -> Iterator[Operation]:
         """What stands in no lane, in order of arrival."""
         blocked = [run.operations for run in self._blocked]
         return itertools.chain(itertools.chain.from_iterable(blocked), self._fresh)
@@ -192,7 +192,7 @@ class Backlog:
                     if each != key:
                         to_try.append(each)
                 yield operation
-        yield from self._unordered()
+        yield from self._in_no_lane()
 
     def add(self, operations: Collection[Operation], nbytes: int) -> None:
         """Take operations over, in order of arrival; ``nbytes`` is the sum of their bodies.
