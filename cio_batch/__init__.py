@@ -15,6 +15,7 @@ The rooms of this house; each imports only what stands above it.
     operations.py    everything that can be said to Customer.io, checked and encoded once          (pure)
     taxonomy.py      all events that there are: plain pairs checked, JSON Schema written           (pure)
     generation.py    JSON Schema → Python source of typed events                                   (pure)
+    people.py        whom operations are about, as a set: who is in a call that is out
     chunks.py        a backlog that forms chunks: size, order per person                           (pure)
     verdicts.py      what an answer means for each operation, and what to do next                  (pure)
     stats.py         counters, frozen pictures                                                     (pure)

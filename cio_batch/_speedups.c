@@ -1,11 +1,11 @@
-/* What every event goes through, compiled: it becomes bytes, is held as one piece of memory, enters the queue, and is
- * joined with others into a body.
+/* What every event goes through, compiled: it becomes bytes, is held as one piece of memory, enters the queue, waits
+ * while its person is out, and is joined with others into a body.
  *
  * Rules:
  *
  * 1. Optional. Without it cio_batch does the same, slower; what stands here also stands in operations.py
- *    (`_IN_PYTHON`, `_encode_event_in_python`) and in queues.py (`DoorInPython`), and tests hold the two together, byte
- *    by byte.
+ *    (`_IN_PYTHON`, `_encode_event_in_python`), in queues.py (`DoorInPython`) and in people.py (`PeopleInPython`), and
+ *    tests hold the two together, byte by byte.
  * 2. It knows no rule that it could break: where it is not sure that an event is the usual one and within every limit,
  *    the Python side has the word, and only the Python side refuses.
  * 3. The limited API of Python 3.11, so that one wheel for a platform serves every later Python.
@@ -17,6 +17,7 @@
 #include <Python.h>
 #include <limits.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 #include <structmember.h>
 
@@ -338,6 +339,400 @@ running_bytes(PyObject *module, PyObject *operations)
     Py_ssize_t sum = 0;
     return map_operations(operations, add_bytes, &sum);
 }
+
+/* ------------------------------------------------------------------------------------------------------ People */
+
+/* A set of fingerprints of 64 bits. At most half of the table is in use; 0 is an empty place, and who does not stand at
+ * the place that the fingerprint names stands in the row of full ones behind it. */
+typedef struct {
+    PyObject_HEAD
+    uint64_t seed[2];
+    uint64_t *table;
+    size_t mask; /* its size, a power of two, less one */
+    size_t count;
+} People;
+
+#define SMALLEST_TABLE 256
+/* A table that shrank with each chunk that comes back would have to grow with the next one that goes out. */
+#define SMALLEST_SHRUNK_TABLE 8192
+
+enum { TEXT, BYTES }; /* kinds of keys, which never meet */
+
+#define ROTATED(word, bits) (((word) << (bits)) | ((word) >> (64 - (bits))))
+#define SIP_ROUND(a, b, c, d)                                                                                          \
+    (a += b, c += d, b = ROTATED(b, 13) ^ a, d = ROTATED(d, 16) ^ c, a = ROTATED(a, 32), a += d, c += b,               \
+     d = ROTATED(d, 21) ^ a, b = ROTATED(b, 17) ^ c, c = ROTATED(c, 32))
+
+/* SipHash-1-3, which Python takes for its own dicts: who does not know the seed cannot choose ids that meet. */
+static uint64_t
+fingerprint(const People *people, const char *text, Py_ssize_t size, int kind)
+{
+    uint64_t a = people->seed[0] ^ 0x736f6d6570736575u, b = people->seed[1] ^ 0x646f72616e646f6du;
+    uint64_t c = people->seed[0] ^ 0x6c7967656e657261u, d = people->seed[1] ^ 0x7465646279746573u;
+    uint64_t word, rest = 0;
+    unsigned char tail[8] = {0};
+    tail[7] = (unsigned char)(size << 1 | kind);
+    for (; size >= 8; size -= 8, text += 8) {
+        memcpy(&word, text, 8);
+        d ^= word;
+        SIP_ROUND(a, b, c, d);
+        a ^= word;
+    }
+    memcpy(tail, text, (size_t)size);
+    memcpy(&rest, tail, 8);
+    d ^= rest;
+    SIP_ROUND(a, b, c, d);
+    a ^= rest;
+    c ^= 0xff;
+    SIP_ROUND(a, b, c, d);
+    SIP_ROUND(a, b, c, d);
+    SIP_ROUND(a, b, c, d);
+    word = a ^ b ^ c ^ d;
+    return word == 0 ? 1 : word;
+}
+
+/* Of one key; 0 with an exception where it has none. */
+static uint64_t
+fingerprint_of_key(const People *people, PyObject *key)
+{
+    Py_ssize_t size;
+    const char *text;
+    if (PyBytes_Check(key)) {
+        return fingerprint(people, PyBytes_AsString(key), PyBytes_Size(key), BYTES);
+    }
+    if (!PyUnicode_Check(key)) {
+        PyErr_SetString(PyExc_TypeError, "a key must be str or bytes");
+        return 0;
+    }
+    text = PyUnicode_AsUTF8AndSize(key, &size);
+    return text == NULL ? 0 : fingerprint(people, text, size, TEXT);
+}
+
+/* Where it stands, or the empty place where it would. */
+static size_t
+place_of(const People *people, uint64_t print)
+{
+    size_t at = (size_t)print & people->mask;
+    while (people->table[at] != 0 && people->table[at] != print) {
+        at = (at + 1) & people->mask;
+    }
+    return at;
+}
+
+static int
+resize(People *people, size_t size)
+{
+    uint64_t *before = people->table;
+    size_t size_before = before == NULL ? 0 : people->mask + 1;
+    uint64_t *table = PyMem_Calloc(size, sizeof(uint64_t));
+    if (table == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    people->table = table;
+    people->mask = size - 1;
+    for (size_t i = 0; i < size_before; i++) {
+        if (before[i] != 0) {
+            table[place_of(people, before[i])] = before[i];
+        }
+    }
+    PyMem_Free(before);
+    return 0;
+}
+
+static int
+add_print(People *people, uint64_t print)
+{
+    if (2 * (people->count + 1) > people->mask && resize(people, 2 * (people->mask + 1)) < 0) {
+        return -1;
+    }
+    size_t at = place_of(people, print);
+    int is_new = people->table[at] == 0;
+    people->count += (size_t)is_new;
+    people->table[at] = print;
+    return is_new;
+}
+
+static void
+remove_print(People *people, uint64_t print)
+{
+    size_t at = place_of(people, print), next = at;
+    if (people->table[at] == 0) {
+        return;
+    }
+    people->count -= 1;
+    for (;;) { /* who stands behind it in the row moves up, unless that is in front of the place that is theirs */
+        next = (next + 1) & people->mask;
+        uint64_t other = people->table[next];
+        if (other == 0) {
+            break;
+        }
+        if (((next - (size_t)other) & people->mask) >= ((next - at) & people->mask)) {
+            people->table[at] = other;
+            at = next;
+        }
+    }
+    people->table[at] = 0;
+}
+
+/* What is asked about a person, or done: -1 with an exception; everything else but 0 ends the asking. */
+typedef int (*Question)(People *, uint64_t, void *);
+
+static int
+is_missing(People *people, uint64_t print, void *ignored)
+{
+    return people->table[place_of(people, print)] == 0;
+}
+
+static int
+is_there(People *people, uint64_t print, void *ignored)
+{
+    return !is_missing(people, print, ignored);
+}
+
+/* The fingerprints that were added. */
+typedef struct {
+    uint64_t *prints;
+    size_t count;
+    size_t room;
+} Added;
+
+static int
+add_new(People *people, uint64_t print, void *context)
+{
+    Added *added = context;
+    if (added->count == added->room) {
+        size_t room = added->room == 0 ? 64 : 2 * added->room;
+        uint64_t *prints = PyMem_Realloc(added->prints, room * sizeof(uint64_t));
+        if (prints == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        added->prints = prints;
+        added->room = room;
+    }
+    int is_new = add_print(people, print);
+    if (is_new > 0) {
+        added->prints[added->count++] = print;
+    }
+    return is_new < 0 ? -1 : 0;
+}
+
+/* Ask about each whom an operation is about, until the answer is not 0. */
+static int
+ask_of(People *people, Operation *operation, Question question, void *context)
+{
+    PyObject *key = operation->key;
+    if (key == NULL) {
+        const char *text = operation->body + operation->key_begin;
+        return question(people, fingerprint(people, text, operation->key_end - operation->key_begin, TEXT), context);
+    }
+    int several = PyTuple_CheckExact(key), answer = 0;
+    for (Py_ssize_t i = 0; answer == 0 && i < (several ? PyTuple_Size(key) : 1); i++) {
+        uint64_t print = fingerprint_of_key(people, several ? PyTuple_GetItem(key, i) : key);
+        answer = print == 0 ? -1 : question(people, print, context);
+    }
+    return answer;
+}
+
+/* The same of each operation; 0 where there is none. */
+static int
+ask_of_all(People *people, PyObject *operations, Question question, void *context)
+{
+    Py_ssize_t count = count_of(operations);
+    int answer = count < 0 ? -1 : 0;
+    for (Py_ssize_t i = 0; answer == 0 && i < count; i++) {
+        answer = ask_of(people, (Operation *)PyList_GetItem(operations, i), question, context);
+    }
+    return answer;
+}
+
+static PyObject *
+people_new(PyTypeObject *type, PyObject *args, PyObject *named)
+{
+    static char *names[] = {"seed", NULL};
+    PyObject *seed;
+    if (!PyArg_ParseTupleAndKeywords(args, named, "S:People", names, &seed)) {
+        return NULL;
+    }
+    People *people = NULL;
+    if (PyBytes_Size(seed) != (Py_ssize_t)sizeof(people->seed)) {
+        PyErr_Format(PyExc_ValueError, "seed must be %zd bytes, got %zd", sizeof(people->seed), PyBytes_Size(seed));
+        return NULL;
+    }
+    people = (People *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (people == NULL) {
+        return NULL;
+    }
+    memcpy(people->seed, PyBytes_AsString(seed), sizeof(people->seed));
+    if (resize(people, SMALLEST_TABLE) < 0) {
+        Py_CLEAR(people);
+    }
+    return (PyObject *)people;
+}
+
+static void
+people_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyMem_Free(((People *)self)->table);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(people_add_doc, "add($self, operations, /)\n--\n\n"
+                             "Add everybody whom they are about; return who was not there before, for remove().");
+
+static PyObject *
+people_add(PyObject *self, PyObject *operations)
+{
+    People *people = (People *)self;
+    Added added = {NULL, 0, 0};
+    PyObject *claim = NULL;
+    if (ask_of_all(people, operations, add_new, &added) == 0) {
+        claim = PyBytes_FromStringAndSize((char *)added.prints, (Py_ssize_t)(added.count * sizeof(uint64_t)));
+    }
+    for (size_t i = 0; claim == NULL && i < added.count; i++) {
+        remove_print(people, added.prints[i]);
+    }
+    PyMem_Free(added.prints);
+    return claim;
+}
+
+PyDoc_STRVAR(people_remove_doc, "remove($self, claim, /)\n--\n\nRemove those whom add() returned.");
+
+static PyObject *
+people_remove(PyObject *self, PyObject *claim)
+{
+    People *people = (People *)self;
+    uint64_t print;
+    if (!PyBytes_Check(claim) || (size_t)PyBytes_Size(claim) % sizeof(print) != 0) {
+        PyErr_SetString(PyExc_TypeError, "a claim must be what add() returned");
+        return NULL;
+    }
+    const char *prints = PyBytes_AsString(claim);
+    for (Py_ssize_t at = 0; at < PyBytes_Size(claim); at += (Py_ssize_t)sizeof(print)) {
+        memcpy(&print, prints + at, sizeof(print));
+        remove_print(people, print);
+    }
+    size_t size = people->mask + 1, wanted = size;
+    while (wanted > SMALLEST_SHRUNK_TABLE && people->count < wanted / 8) {
+        wanted /= 2;
+    }
+    if (wanted < size && resize(people, wanted) < 0) {
+        PyErr_Clear(); /* it is only larger than it need be */
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(people_has_all_doc,
+             "has_all($self, operations, /)\n--\n\nWhether everybody whom they are about is among them.");
+
+static PyObject *
+people_has_all(PyObject *self, PyObject *operations)
+{
+    int missing = ask_of_all((People *)self, operations, is_missing, NULL);
+    return missing < 0 ? NULL : PyBool_FromLong(!missing);
+}
+
+/* Whether an operation is about somebody among these people or in one of the two containers, which may be empty. */
+static int
+is_one_of(People *people, Operation *operation, PyObject *lanes, PyObject *closed)
+{
+    int found = ask_of(people, operation, is_there, NULL);
+    if (found == 0 && (lanes != NULL || closed != NULL)) {
+        PyObject *key = operation_key((PyObject *)operation, NULL);
+        found = key == NULL ? -1 : 0;
+        if (found == 0 && lanes != NULL) {
+            found = PyDict_Contains(lanes, key);
+        }
+        if (found == 0 && closed != NULL) {
+            found = PySet_Contains(closed, key);
+        }
+        Py_XDECREF(key);
+    }
+    return found;
+}
+
+PyDoc_STRVAR(people_which_doc,
+             "which($self, operations, lanes, closed, /)\n--\n\n"
+             "For each whether it is about somebody among them, or in one of the other two; None where none is.");
+
+static PyObject *
+people_which(PyObject *self, PyObject *args)
+{
+    PyObject *operations, *lanes, *closed, *answers = NULL;
+    if (!PyArg_ParseTuple(args, "OO!O!:which", &operations, &PyDict_Type, &lanes, &PySet_Type, &closed)) {
+        return NULL;
+    }
+    Py_ssize_t count = count_of(operations);
+    if (count < 0) {
+        return NULL;
+    }
+    lanes = PyDict_Size(lanes) > 0 ? lanes : NULL;
+    closed = PySet_Size(closed) > 0 ? closed : NULL;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        /* To compare a key may call into Python, and to make the list may collect garbage, which may do anything. */
+        if (PyList_Size(operations) != count) {
+            PyErr_SetString(PyExc_RuntimeError, "operations were changed meanwhile");
+            Py_CLEAR(answers);
+            return NULL;
+        }
+        PyObject *operation = Py_NewRef(PyList_GetItem(operations, i));
+        int found = is_operation_type(Py_TYPE(operation))
+                        ? is_one_of((People *)self, (Operation *)operation, lanes, closed)
+                        : 0;
+        Py_DECREF(operation);
+        if (found > 0 && answers == NULL) {
+            answers = PyList_New(count);
+            for (Py_ssize_t j = 0; answers != NULL && j < count; j++) {
+                PyList_SetItem(answers, j, Py_NewRef(Py_False));
+            }
+            found = answers == NULL ? -1 : 1;
+        }
+        if (found > 0) {
+            PyList_SetItem(answers, i, Py_NewRef(Py_True));
+        }
+        if (found < 0) {
+            Py_CLEAR(answers);
+            return NULL;
+        }
+    }
+    return answers != NULL ? answers : Py_NewRef(Py_None);
+}
+
+static int
+people_contains(PyObject *self, PyObject *key)
+{
+    uint64_t print = fingerprint_of_key((People *)self, key);
+    return print == 0 ? -1 : is_there((People *)self, print, NULL);
+}
+
+static Py_ssize_t
+people_length(PyObject *self)
+{
+    return (Py_ssize_t)((People *)self)->count;
+}
+
+static PyMethodDef people_methods[] = {
+    {"add", people_add, METH_O, people_add_doc},
+    {"remove", people_remove, METH_O, people_remove_doc},
+    {"has_all", people_has_all, METH_O, people_has_all_doc},
+    {"which", people_which, METH_VARARGS, people_which_doc},
+    {NULL}};
+
+PyDoc_STRVAR(people_doc, "People(seed)\n--\n\nThose whom operations are about: see people.PeopleInPython.");
+
+static PyType_Slot people_slots[] = {
+    {Py_tp_doc, (void *)people_doc},
+    {Py_tp_new, people_new},
+    {Py_tp_dealloc, people_dealloc},
+    {Py_tp_methods, people_methods},
+    {Py_sq_contains, people_contains},
+    {Py_sq_length, people_length},
+    {0, NULL}};
+
+static PyType_Spec people_spec = {"cio_batch._speedups.People", sizeof(People), 0, Py_TPFLAGS_DEFAULT, people_slots};
 
 /* ------------------------------------------------------------------------------------------------ encode_event */
 
@@ -716,7 +1111,10 @@ add_type(PyObject *module, PyType_Spec *spec)
 static int
 fill(PyObject *module)
 {
-    return add_type(module, &operation_spec) < 0 ? -1 : add_type(module, &door_spec);
+    if (add_type(module, &operation_spec) < 0 || add_type(module, &people_spec) < 0) {
+        return -1;
+    }
+    return add_type(module, &door_spec);
 }
 
 static PyMethodDef methods[] = {{"event_encoder", event_encoder, METH_VARARGS, event_encoder_doc},

@@ -28,6 +28,7 @@ from typing import Final, TypeAlias, cast
 import attrs
 
 from cio_batch.operations import FINAL_KINDS, Key, Operation, keys_of, kinds_of, running_bytes
+from cio_batch.people import Claim, all_keys, nobody
 
 SEPARATOR_BYTES: Final = 1
 # How many operations may be held back while one chunk is formed: 250 ns each, and the loop waits for it.
@@ -47,18 +48,17 @@ _MAX_BLOCKED: Final = 4  # each is looked at whenever one of its persons is rele
 
 @attrs.frozen(eq=False)
 class Chunk:
-    """The operations of one call, and whom they are about.
+    """The operations of one call.
 
     Attributes:
-        operations: In the order in which they go out.
-        keys: Every person or object in it, once; they are held back elsewhere until :meth:`Backlog.release`. A list,
-            because in an outage there may be 50,000, and a set takes six times as much.
+        operations: In the order in which they go out; the list must not change before :meth:`Backlog.release`.
         nbytes: The sum of the bodies.
+        claim: Everybody whom they are about; these are held back elsewhere until then.
     """
 
     operations: list[Operation]
-    keys: list[Key]
     nbytes: int
+    claim: Claim
 
 
 @attrs.define(eq=False)
@@ -69,14 +69,12 @@ class _Forming:
         room: Bytes that are left, commas included.
         full: Whether nothing more may be added.
         operations: As in the chunk.
-        keys: Likewise.
         closed: Of whom nothing more goes into it.
     """
 
     room: int
     full: bool = False
     operations: list[Operation] = attrs.field(factory=list)
-    keys: set[Key] = attrs.field(factory=set)
     closed: set[Key] = attrs.field(factory=set)
 
 
@@ -86,16 +84,12 @@ class _Run:
 
     Attributes:
         operations: In order.
-        whose: The person of each.
-        people: All of these.
         nbytes: The sum of the bodies.
         due: How many of the first are due.
         awake: Whether one of its persons was released since all of them were out.
     """
 
     operations: list[Operation]
-    whose: list[Key]
-    people: set[Key]
     nbytes: int
     due: int
     awake: bool = False
@@ -159,7 +153,7 @@ class Backlog:
         self._open: OrderedDict[Key, None] = OrderedDict()
         self._rested: OrderedDict[Key, None] = OrderedDict()
         self._rested_operations = 0
-        self._out: set[Key] = set()
+        self._out = nobody()
         # All that was ever added: the mean tells when the lanes in _rested fill a chunk, without measuring them.
         self._added = 1
         self._added_bytes = 0
@@ -243,20 +237,25 @@ class Backlog:
             if chunk.operations or self.ready():  # what seemed to make it so may have to wait after all
                 self._take_fresh(chunk)
             if chunk.operations:
-                self._out |= chunk.keys
                 nbytes = self._room - chunk.room - len(chunk.operations) * SEPARATOR_BYTES
-                return Chunk(chunk.operations, list(chunk.keys), nbytes)
+                return Chunk(chunk.operations, nbytes, self._out.add(chunk.operations))
         return None
 
     def release(self, chunk: Chunk) -> None:
         """The chunk is settled: let the next operations of its persons go."""
-        self._out.difference_update(chunk.keys)
+        self._out.remove(chunk.claim)
+        self._wake(chunk.operations)
+
+    def _wake(self, operations: list[Operation]) -> None:
+        """Let the next operations go of those whom these are about and who are not out any more."""
         for run in self._blocked:
-            if not run.awake and not run.people.isdisjoint(chunk.keys):
-                run.awake = True
+            if not run.awake:
+                run.awake = not self._out.has_all(run.operations)
         if not self._lanes:
             return
-        for key in self._lanes.keys() & chunk.keys:
+        for key in self._lanes.keys() & all_keys(operations):
+            if key in self._out:  # it stays out with the other part of a chunk that was divided
+                continue
             if key in self._due_lanes:
                 self._open[key] = None
             elif key not in self._open:
@@ -279,10 +278,11 @@ class Backlog:
         Returns:
             The chunk that is out now. Persons who are not in it are released.
         """
-        keys = {key for operation in kept for key in _keys(operation)}
         self._put_back(undecided)
-        self.release(Chunk([], [key for key in chunk.keys if key not in keys], 0))
-        return Chunk(kept, list(keys), sum(map(len, kept)))
+        self._out.remove(chunk.claim)
+        claim = self._out.add(kept)
+        self._wake(chunk.operations)
+        return Chunk(kept, sum(map(len, kept)), claim)
 
     def _put_back(self, operations: Iterable[Operation]) -> None:
         for operation in reversed(list(operations)):
@@ -345,7 +345,8 @@ class Backlog:
 
     def _take_lanes(self, chunk: _Forming) -> None:
         """Take from the lanes that may be tried, the due ones first."""
-        operations, keys, closed = chunk.operations, chunk.keys, chunk.closed
+        operations, closed = chunk.operations, chunk.closed
+        keys: set[Key] = set()
         room, special = chunk.room, self._special
         left = self._max_operations
         back: list[Key] = []  # whose turn is in another chunk
@@ -443,13 +444,12 @@ class Backlog:
         runs, self._blocked = self._blocked, deque()
         for run in runs:
             if run.awake and not self._is_full(chunk):
-                if run.people <= self._out:
+                if self._out.has_all(run.operations):
                     run.awake = False
                 else:
                     self._take_run(run, chunk)
                     if not run.operations:
                         continue
-                    run.people = set(run.whose)
             self._blocked.append(run)
 
     def _take_fresh(self, chunk: _Forming) -> None:
@@ -463,9 +463,10 @@ class Backlog:
             left = self._max_operations - len(chunk.operations)
             likely = chunk.room * len(fresh) // (self._fresh_bytes + len(fresh)) + 16  # fit, by the mean
             arrived = list(itertools.islice(fresh, min(left, likely)))
-            names = keys_of(arrived)
             kinds = kinds_of(arrived)
-            plain = kinds <= _PLAIN_KINDS or (kinds.isdisjoint(self._special) and tuple not in set(map(type, names)))
+            plain = kinds <= _PLAIN_KINDS or (
+                kinds.isdisjoint(self._special) and tuple not in set(map(type, keys_of(arrived)))
+            )
             # Where a few places are left and much must be held back, these runs would be short and many.
             if not plain or (scattered and left < self._max_operations // 16):
                 self._take_singly(chunk)
@@ -473,8 +474,7 @@ class Backlog:
             everything = len(arrived) == len(fresh)
             nbytes = self._fresh_bytes if everything else sum(map(len, arrived))
             due = min(self._due_fresh, len(arrived))
-            whose = cast("list[Key]", names)
-            run = _Run(arrived, whose, set(whose), nbytes, due)
+            run = _Run(arrived, nbytes, due)
             self._fresh_bytes -= nbytes
             self._due_fresh -= due
             if everything:
@@ -482,7 +482,7 @@ class Backlog:
             else:
                 for _ in arrived:
                     fresh.popleft()
-            if run.people <= self._out:
+            if self._out.has_all(arrived):
                 self._block(run)
                 held += len(arrived)
                 continue
@@ -503,23 +503,23 @@ class Backlog:
         last = self._blocked[-1] if self._blocked else None
         if last is not None and len(last.operations) + len(run.operations) <= self._max_operations:
             last.operations += run.operations
-            last.whose += run.whose
-            last.people |= run.people
             last.nbytes += run.nbytes
             last.due += run.due  # what stands behind something that is not due is not due either
             return
         if len(self._blocked) == _MAX_BLOCKED:
             oldest = self._blocked.popleft()
-            self._hold_back(oldest.operations, oldest.whose, due=oldest.due)
+            self._hold_back(oldest.operations, due=oldest.due)
         self._blocked.append(run)
 
     def _unblock(self) -> None:
         """Take the blocked runs apart, because of something that is done to one operation of them or in front of it."""
         while self._blocked:
             run = self._blocked.popleft()
-            self._hold_back(run.operations, run.whose, due=run.due)
+            self._hold_back(run.operations, due=run.due)
             if run.awake:
-                for key in run.people - self._out:
+                for key in all_keys(run.operations):
+                    if key in self._out:
+                        continue
                     if key in self._due_lanes:
                         self._open[key] = None
                     elif key not in self._open and key not in self._rested:
@@ -531,32 +531,23 @@ class Backlog:
 
         Where some are left, the chunk is full.
         """
-        waiting = self._out & run.people
-        if self._lanes:
-            waiting |= self._lanes.keys() & run.people
-        if chunk.closed:
-            waiting |= chunk.closed & run.people
         held: list[Operation] = []
-        if waiting:
+        waits = self._out.which(run.operations, self._lanes, chunk.closed)
+        if waits is not None:
             self._unblock()  # those who come before these
-            waits = list(map(waiting.__contains__, run.whose))
             due = sum(waits[: run.due])
             run.due -= due
             held = list(itertools.compress(run.operations, waits))
             run.nbytes -= sum(map(len, held))
-            self._hold_back(held, list(itertools.compress(run.whose, waits)), due=due)
-            goes = list(map(operator.not_, waits))
-            run.operations = list(itertools.compress(run.operations, goes))
-            run.whose = list(itertools.compress(run.whose, goes))
-            run.people = set(run.whose)
+            self._hold_back(held, due=due)
+            run.operations = list(itertools.compress(run.operations, map(operator.not_, waits)))
         count, left = len(run.operations), self._max_operations - len(chunk.operations)
         size = run.nbytes + count * SEPARATOR_BYTES
         if count <= left and size <= chunk.room:
             if chunk.operations:
                 chunk.operations += run.operations
-                chunk.keys |= run.people
             else:
-                chunk.operations, chunk.keys = run.operations, run.people
+                chunk.operations = run.operations
             chunk.room -= size
             run.operations = []
             return len(held)
@@ -566,17 +557,17 @@ class Backlog:
             fitting = 1  # it has a body of its own
         if fitting:
             chunk.operations += run.operations[:fitting]
-            chunk.keys.update(run.whose[:fitting])
             chunk.room -= sums[fitting - 1]
             run.nbytes -= sums[fitting - 1] - fitting * SEPARATOR_BYTES
-        del run.operations[:fitting], run.whose[:fitting]
+        del run.operations[:fitting]
         run.due = max(0, run.due - fitting)
         chunk.full = bool(run.operations)
         return len(held)
 
-    def _hold_back(self, held: list[Operation], whose: list[Key], *, due: int) -> None:
+    def _hold_back(self, held: list[Operation], *, due: int) -> None:
         """Put the operations of a run into the lanes of their persons; the first few are due."""
         lanes, rested = self._lanes, self._rested
+        whose = cast("list[Key]", keys_of(held))  # nothing that names several is in a run
         people = set(whose)
         if len(people) * _FEW < len(held):
             groups: dict[Key, list[Operation]] = {}
@@ -610,7 +601,7 @@ class Backlog:
     def _take_singly(self, chunk: _Forming) -> None:
         """The same, one by one, with the rules for all kinds."""
         self._unblock()
-        operations, keys, closed, room = chunk.operations, chunk.keys, chunk.closed, chunk.room
+        operations, closed, room = chunk.operations, chunk.closed, chunk.room
         fresh, out, special = self._fresh, self._out, self._special
         lanes, due = self._lanes, self._due_fresh
         taken_before, room_before = len(operations), room
@@ -638,7 +629,6 @@ class Backlog:
                     fresh.appendleft(operation)
                     gone -= 1
                     break
-                keys.update(among)
                 if kind in FINAL_KINDS:
                     closed.update(among)  # nothing more of them; the chunk holds them from here on
             elif key in out or key in lanes or key in closed:
@@ -650,8 +640,6 @@ class Backlog:
                 fresh.appendleft(operation)
                 gone -= 1
                 break
-            else:
-                keys.add(key)
             operations.append(operation)
             room -= size
             left -= 1

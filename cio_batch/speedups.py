@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 
 _Encode = TypeVar("_Encode", bound=Callable[..., Any])
 _Door = TypeVar("_Door")
+_People = TypeVar("_People")
 
 
 def _find() -> ModuleType | None:
@@ -71,3 +72,8 @@ def operation_and_bulk(*in_python: Any) -> tuple[Any, ...]:
 def door(in_python: type[_Door]) -> type[_Door]:
     """Return ``in_python``, which is ``queues.DoorInPython``, or the compiled class that is the same."""
     return in_python if compiled is None else cast("type[_Door]", compiled.Door)
+
+
+def people(in_python: type[_People]) -> type[_People]:
+    """Return ``in_python``, which is ``people.PeopleInPython``, or the compiled class that is the same."""
+    return in_python if compiled is None else cast("type[_People]", compiled.People)

@@ -610,12 +610,12 @@ def test_a_door_in_a_circle_is_collected(kind: type[DoorInPython]) -> None:
 
 
 def test_everything_works_without_the_extension() -> None:
-    """The tests of encoding, queue and tracker pass in a process that is told to do without."""
+    """The tests of encoding, queue, backlog and tracker pass in a process that is told to do without."""
     tests = Path(__file__).parent
     without = {**os.environ, "CIO_BATCH_NO_EXTENSIONS": "1", "CI": ""}
     code = "from cio_batch import speedups; raise SystemExit(speedups.compiled is not None)"
     assert subprocess.run([sys.executable, "-c", code], env=without, check=False).returncode == 0
-    names = ["test_operations.py", "test_queues.py", "test_tracker.py"]
+    names = ["test_operations.py", "test_queues.py", "test_chunks.py", "test_tracker.py"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *[str(tests / name) for name in names]],
         env=without,
