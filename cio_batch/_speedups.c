@@ -654,15 +654,16 @@ is_one_of(People *people, Operation *operation, PyObject *lanes, PyObject *close
     return found;
 }
 
-PyDoc_STRVAR(people_which_doc,
-             "which($self, operations, lanes, closed, /)\n--\n\n"
-             "For each whether it is about somebody among them, or in one of the other two; None where none is.");
+PyDoc_STRVAR(people_sift_doc,
+             "sift($self, operations, due, lanes, closed, /)\n--\n\n"
+             "Part operations into those that may go and those that must wait: see people.PeopleInPython.sift.");
 
 static PyObject *
-people_which(PyObject *self, PyObject *args)
+people_sift(PyObject *self, PyObject *args)
 {
-    PyObject *operations, *lanes, *closed, *answers = NULL;
-    if (!PyArg_ParseTuple(args, "OO!O!:which", &operations, &PyDict_Type, &lanes, &PySet_Type, &closed)) {
+    PyObject *operations, *lanes, *closed, *goes = NULL, *waits = NULL;
+    Py_ssize_t due, waiting_due = 0, waiting_bytes = 0;
+    if (!PyArg_ParseTuple(args, "OnO!O!:sift", &operations, &due, &PyDict_Type, &lanes, &PySet_Type, &closed)) {
         return NULL;
     }
     Py_ssize_t count = count_of(operations);
@@ -672,33 +673,39 @@ people_which(PyObject *self, PyObject *args)
     lanes = PyDict_Size(lanes) > 0 ? lanes : NULL;
     closed = PySet_Size(closed) > 0 ? closed : NULL;
     for (Py_ssize_t i = 0; i < count; i++) {
-        /* To compare a key may call into Python, and to make the list may collect garbage, which may do anything. */
-        if (PyList_Size(operations) != count) {
+        /* To compare a key may call into Python, and to make a list may collect garbage, which may do anything. */
+        PyObject *operation = i < PyList_Size(operations) ? Py_NewRef(PyList_GetItem(operations, i)) : NULL;
+        if (operation == NULL || !is_operation_type(Py_TYPE(operation))) {
             PyErr_SetString(PyExc_RuntimeError, "operations were changed meanwhile");
-            Py_CLEAR(answers);
-            return NULL;
+            Py_XDECREF(operation);
+            goto failed;
         }
-        PyObject *operation = Py_NewRef(PyList_GetItem(operations, i));
-        int found = is_operation_type(Py_TYPE(operation))
-                        ? is_one_of((People *)self, (Operation *)operation, lanes, closed)
-                        : 0;
-        Py_DECREF(operation);
-        if (found > 0 && answers == NULL) {
-            answers = PyList_New(count);
-            for (Py_ssize_t j = 0; answers != NULL && j < count; j++) {
-                PyList_SetItem(answers, j, Py_NewRef(Py_False));
-            }
-            found = answers == NULL ? -1 : 1;
+        int found = is_one_of((People *)self, (Operation *)operation, lanes, closed);
+        if (found > 0 && waits == NULL) {
+            waits = PyList_New(0);
+            goes = PyList_GetSlice(operations, 0, i);
+            found = waits == NULL || goes == NULL ? -1 : found;
         }
         if (found > 0) {
-            PyList_SetItem(answers, i, Py_NewRef(Py_True));
+            waiting_due += i < due;
+            waiting_bytes += BODY_SIZE(operation);
         }
+        if (found >= 0 && waits != NULL) {
+            found = PyList_Append(found > 0 ? waits : goes, operation);
+        }
+        Py_DECREF(operation);
         if (found < 0) {
-            Py_CLEAR(answers);
-            return NULL;
+            goto failed;
         }
     }
-    return answers != NULL ? answers : Py_NewRef(Py_None);
+    if (waits == NULL) {
+        Py_RETURN_NONE;
+    }
+    return Py_BuildValue("NNnn", goes, waits, waiting_due, waiting_bytes);
+failed:
+    Py_XDECREF(goes);
+    Py_XDECREF(waits);
+    return NULL;
 }
 
 static int
@@ -718,7 +725,7 @@ static PyMethodDef people_methods[] = {
     {"add", people_add, METH_O, people_add_doc},
     {"remove", people_remove, METH_O, people_remove_doc},
     {"has_all", people_has_all, METH_O, people_has_all_doc},
-    {"which", people_which, METH_VARARGS, people_which_doc},
+    {"sift", people_sift, METH_VARARGS, people_sift_doc},
     {NULL}};
 
 PyDoc_STRVAR(people_doc, "People(seed)\n--\n\nThose whom operations are about: see people.PeopleInPython.");

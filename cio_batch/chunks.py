@@ -19,7 +19,6 @@ Must not know: the clock, asyncio, the wire.
 from __future__ import annotations
 
 import itertools
-import operator
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -43,6 +42,7 @@ _SHORT: Final = 64
 _BULK: Final = 8  # a lane of so many is taken from in bulk
 _RUN: Final = 64  # at a time, because the next ones may be too large to fit
 _FEW: Final = 4  # operations of a person among those held back, from which on they are held back in bulk
+_MANY: Final = 4  # operations in a chunk for each lane there is, from which on it is cheaper to look at every lane
 _MAX_BLOCKED: Final = 4  # each is looked at whenever one of its persons is released
 
 
@@ -251,16 +251,9 @@ class Backlog:
         for run in self._blocked:
             if not run.awake:
                 run.awake = not self._out.has_all(run.operations)
-        if not self._lanes:
-            return
-        for key in self._lanes.keys() & all_keys(operations):
-            if key in self._out:  # it stays out with the other part of a chunk that was divided
-                continue
-            if key in self._due_lanes:
-                self._open[key] = None
-            elif key not in self._open:
-                self._rested[key] = None
-                self._rested_operations += len(self._lanes[key])
+        few_lanes = len(self._lanes) * _MANY < len(operations)
+        for key in self._lanes if few_lanes else self._lanes.keys() & all_keys(operations):
+            self._try_lane(key)
 
     def restore(self, chunk: Chunk, undecided: Iterable[Operation]) -> None:
         """Put what is left of a chunk back to the head, in its order and due, and release its persons."""
@@ -518,13 +511,17 @@ class Backlog:
             self._hold_back(run.operations, due=run.due)
             if run.awake:
                 for key in all_keys(run.operations):
-                    if key in self._out:
-                        continue
-                    if key in self._due_lanes:
-                        self._open[key] = None
-                    elif key not in self._open and key not in self._rested:
-                        self._rested[key] = None
-                        self._rested_operations += len(self._lanes[key])
+                    self._try_lane(key)
+
+    def _try_lane(self, key: Key) -> None:
+        """Let a lane be tried again, if its person is not out."""
+        if key in self._out:
+            return
+        if key in self._due_lanes:
+            self._open[key] = None
+        elif key not in self._open and key not in self._rested:
+            self._rested[key] = None
+            self._rested_operations += len(self._lanes[key])
 
     def _take_run(self, run: _Run, chunk: _Forming) -> int:
         """Take what fits, hold back who must wait, and leave the others in the run; return how many are held back.
@@ -532,15 +529,13 @@ class Backlog:
         Where some are left, the chunk is full.
         """
         held: list[Operation] = []
-        waits = self._out.which(run.operations, self._lanes, chunk.closed)
-        if waits is not None:
+        sifted = self._out.sift(run.operations, run.due, self._lanes, chunk.closed)
+        if sifted is not None:
             self._unblock()  # those who come before these
-            due = sum(waits[: run.due])
+            run.operations, held, due, nbytes = sifted
             run.due -= due
-            held = list(itertools.compress(run.operations, waits))
-            run.nbytes -= sum(map(len, held))
+            run.nbytes -= nbytes
             self._hold_back(held, due=due)
-            run.operations = list(itertools.compress(run.operations, map(operator.not_, waits)))
         count, left = len(run.operations), self._max_operations - len(chunk.operations)
         size = run.nbytes + count * SEPARATOR_BYTES
         if count <= left and size <= chunk.room:

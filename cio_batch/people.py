@@ -12,6 +12,8 @@ Must not know: chunks, lanes.
 
 from __future__ import annotations
 
+import itertools
+import operator
 import os
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -67,11 +69,20 @@ class PeopleInPython:
                 return False
         return True
 
-    def which(self, operations: list[Operation], lanes: dict[Key, Any], closed: set[Key]) -> list[bool] | None:
-        """Tell of each operation, which must be about one person, whether that is one of them, or in another container.
+    def sift(
+        self, operations: list[Operation], due: int, lanes: dict[Key, Any], closed: set[Key]
+    ) -> tuple[list[Operation], list[Operation], int, int] | None:
+        """Part operations, each about one person, into those that may go and those that must wait.
+
+        Args:
+            operations: In order.
+            due: How many of the first are due.
+            lanes: Whose operations must wait, too.
+            closed: Likewise.
 
         Returns:
-            ``None`` where none is.
+            Those that may go, those that must wait, how many of the latter are due, and the sum of their bodies;
+            ``None`` where all may go.
         """
         whose: list[Any] = keys_of(operations)
         people = set(whose)
@@ -79,7 +90,12 @@ class PeopleInPython:
         for others in (lanes.keys(), closed):
             if others:
                 found |= people & others
-        return list(map(found.__contains__, whose)) if found else None
+        if not found:
+            return None
+        must_wait = list(map(found.__contains__, whose))
+        waits = list(itertools.compress(operations, must_wait))
+        goes = list(itertools.compress(operations, map(operator.not_, must_wait)))
+        return goes, waits, sum(must_wait[:due]), sum(map(len, waits))
 
 
 People = PeopleInPython

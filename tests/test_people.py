@@ -72,8 +72,11 @@ def test_it_is_a_set_of_those_whom_operations_are_about(kind: Any, history: list
         else:
             assert people.has_all(argument) == (all_keys(argument) <= expected)
             alone = [each for each in argument if not isinstance(each.key, tuple)]
-            waits = [each.key in expected for each in alone]
-            assert people.which(alone, OrderedDict(), set()) == (waits if any(waits) else None)
+            waits = [each for each in alone if each.key in expected]
+            goes = [each for each in alone if each.key not in expected]
+            due = len(alone) // 2
+            answer = goes, waits, sum(each.key in expected for each in alone[:due]), sum(map(len, waits))
+            assert people.sift(alone, due, OrderedDict(), set()) == (answer if waits else None)
         assert len(people) == len(expected)
         assert all(key in people for key in expected)
     assert "nobody" not in people
@@ -119,12 +122,16 @@ def test_an_operation_waits_for_people_and_for_two_other_containers(kind: Any) -
     people.add([event("ada")])
     crowd = [event("ada"), event("ben"), about("cem"), about(b"dot"), event("eve")]
     lanes: OrderedDict[Key, Any] = OrderedDict({"ben": [], b"dot": []})
-    assert people.which(crowd, OrderedDict(), set()) == [True, False, False, False, False]
-    assert people.which(crowd, lanes, set()) == [True, True, False, True, False]
-    assert people.which(crowd, lanes, {"cem"}) == [True, True, True, True, False]
-    assert people.which(crowd[1:], OrderedDict(), {"eve"}) == [False, False, False, True]
-    assert people.which(crowd[4:], lanes, {"cem"}) is None
-    assert people.which([], lanes, set()) is None
+    ada, ben, cem, dot, eve = crowd
+    nobody_else: OrderedDict[Key, Any] = OrderedDict()
+    assert people.sift(crowd, 5, nobody_else, set()) == ([ben, cem, dot, eve], [ada], 1, len(ada))
+    assert people.sift(crowd, 3, lanes, set()) == ([cem, eve], [ada, ben, dot], 2, len(ada) + len(ben) + len(dot))
+    assert people.sift(crowd, 0, lanes, {"cem"}) == ([eve], [ada, ben, cem, dot], 0, sum(map(len, crowd)) - len(eve))
+    assert people.sift(crowd[1:], 9, nobody_else, {"eve"}) == ([ben, cem, dot], [eve], 1, len(eve))
+    assert people.sift([ada, ada], 1, nobody_else, set()) == ([], [ada, ada], 1, 2 * len(ada))
+    assert people.sift(crowd[4:], 1, lanes, {"cem"}) is None
+    assert people.sift([], 0, lanes, set()) is None
+    assert crowd == [ada, ben, cem, dot, eve]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -171,7 +178,7 @@ def test_a_seed_has_sixteen_bytes(seed: bytes) -> None:
 def test_what_cannot_be_asked_is_an_error_not_a_crash() -> None:
     """And leaves everything as it was: of a list of which one is wrong, nobody was added."""
     people = KINDS[-1](SEED)
-    for call in (people.add, people.has_all, lambda wrong: people.which(wrong, OrderedDict(), set())):
+    for call in (people.add, people.has_all, lambda wrong: people.sift(wrong, 0, OrderedDict(), set())):
         for nonsense in (None, (), [None], [event("ada"), "text"]):
             with pytest.raises(TypeError, match="must be a list of operations"):
                 call(nonsense)
@@ -188,7 +195,7 @@ def test_what_cannot_be_asked_is_an_error_not_a_crash() -> None:
             people.remove(nonsense)
     for containers in (({}, []), ([], set()), (None, None)):
         with pytest.raises(TypeError):
-            people.which([event("ada")], *containers)
+            people.sift([event("ada")], 0, *containers)
     assert len(people) == 0
     people.remove(b"\0" * 16)  # no fingerprint is 0
     assert len(people) == 0
@@ -210,7 +217,7 @@ def test_a_list_that_changes_while_it_is_read_is_an_error_not_a_crash() -> None:
     lanes: OrderedDict[Key, Any] = OrderedDict({Id("ada"): []})
     crowd = [event("ada"), event("ben")]
     with pytest.raises(RuntimeError, match="operations were changed meanwhile"):
-        KINDS[-1](SEED).which(crowd, lanes, set())
+        KINDS[-1](SEED).sift(crowd, 0, lanes, set())
 
 
 @built
@@ -226,8 +233,8 @@ def test_people_give_back_what_they_took() -> None:
         claim = people.add(crowd)
         assert key in people
         assert people.has_all(crowd)
-        people.which(crowd, lanes, closed)
+        people.sift(crowd, 1, lanes, closed)
         people.remove(claim)
-        people.which(crowd, lanes, closed)
+        people.sift(crowd, 1, lanes, closed)
     del people
     assert [sys.getrefcount(each) for each in watched] == before
