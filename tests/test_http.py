@@ -1004,6 +1004,14 @@ async def test_a_silent_server_ends_with_the_read_timeout() -> None:
     assert len(peer.heard) == 1
 
 
+async def test_without_a_read_timeout_a_silent_server_ends_with_the_total_timeout() -> None:
+    """That is the default, and bounds every call all the same."""
+    assert HttpOptions().read_timeout is None
+    async with Peer(silence) as peer, asyncio.timeout(20):
+        result = await call(peer.url, total_timeout=0.1)
+    assert result == Answer(0, reason="no answer (timed out)")
+
+
 async def test_a_slow_head_ends_with_the_total_timeout() -> None:
     """A server that never falls silent, yet never answers, is left when the total timeout has passed."""
     loop = asyncio.get_running_loop()

@@ -317,7 +317,10 @@ NO_SECONDS = [0, -1, 0.0, -0.5, math.nan, math.inf, "1", True, [1]]
 @pytest.mark.parametrize("value", [*NO_SECONDS, None], ids=repr)
 @pytest.mark.parametrize("name", ["total_timeout", "connect_timeout", "read_timeout"])
 def test_a_timeout_is_seconds_above_0(name: str, value: Any) -> None:
-    """Zero, negative, endless and non-numbers are refused by name."""
+    """Zero, negative, endless and non-numbers are refused by name; only ``read_timeout`` may be ``None``."""
+    if name == "read_timeout" and value is None:
+        assert HttpOptions(read_timeout=None).read_timeout is None
+        return
     error = refused(lambda: HttpOptions(**{name: value}))
     assert error.variables == (name,)
     assert f"HttpOptions.{name}" in str(error)
