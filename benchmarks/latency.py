@@ -4,6 +4,7 @@
 
 enqueue idle    one event every two milliseconds: what a core that slept takes
 orjson idle     the same data through orjson in between, by which the machine can be judged
+gap idle        likewise: the longest gap between two looks at the clock within 20 microseconds of doing nothing else
 enqueue steady  50,000 per second, in groups of 50; the queue has room
 enqueue load    one after the other in a tight loop; the queue has room
 lag             how much later than asked for a task wakes that sleeps for a millisecond: with nothing to do, while
@@ -46,9 +47,10 @@ async def lag() -> AsyncIterator[list[float]]:
 
 
 async def idle(url: str, options: argparse.Namespace) -> dict[str, list[float]]:
-    """One event every two milliseconds, and in between the same data through orjson."""
+    """One event every two milliseconds, and in between what says how much of its time is the machine's."""
     took: list[float] = []
     encoding: list[float] = []
+    gaps: list[float] = []
     async with harness.tracker(url) as tracker:
         # As in a service that has been busy before: the first touch of a page of memory takes 20 microseconds in some
         # virtual machines, and one event in fifteen is the first to touch one.
@@ -63,8 +65,20 @@ async def idle(url: str, options: argparse.Namespace) -> dict[str, list[float]]:
             before = time.perf_counter()
             orjson.dumps({"name": name, "identifiers": {"id": person}, "attributes": data})
             encoding.append((time.perf_counter() - before) * 1e6)
+            gaps.append(longest_gap(20e-6) * 1e6)
             await asyncio.sleep(0.001)
-    return {"enqueue idle, us": took, "orjson idle, us": encoding}
+    return {"enqueue idle, us": took, "orjson idle, us": encoding, "gap idle, us": gaps}
+
+
+def longest_gap(seconds: float) -> float:
+    """Look at the clock again and again for so long: a gap is what the machine does besides."""
+    begun = before = time.perf_counter()
+    longest = 0.0
+    while before - begun < seconds:
+        now = time.perf_counter()
+        longest = max(longest, now - before)
+        before = now
+    return longest
 
 
 async def load(url: str, options: argparse.Namespace) -> dict[str, list[float]]:
