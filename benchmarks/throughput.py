@@ -5,7 +5,8 @@
 The floor is what Python and aiohttp take to make the data of an event, to encode it (dict and orjson), to fill bodies
 of 500 KB and to POST them, with no queue, no order, no validation, no ids and no clock. The floor of v1 is one call of
 aiohttp per event at the same concurrency. All run in processes of their own on one core, in turn, against the same sink
-on another core; what counts is the ratio of the medians.
+on another core. What counts is the ratio to the floor of the same round, because a machine that others use is faster in
+one minute than in the next; the median of these is shown.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -177,6 +179,11 @@ def child(runner: Runner, url: str, options: argparse.Namespace) -> None:
     print(json.dumps({"events_per_second": events / wall, "cpu_us_per_event": cpu / events * 1e6, "rss_mb": over}))
 
 
+def median_ratio(runs: list[dict[str, float]], base: list[dict[str, float]], key: str) -> float:
+    """Each run beside the one of the base in the same round; NaN where the base was not measured."""
+    return statistics.median([run[key] / beside[key] for run, beside in zip(runs, base, strict=False)] or [math.nan])
+
+
 def main() -> None:
     """Measure all in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -205,10 +212,10 @@ def main() -> None:
     }
     rows: list[list[object]] = []
     for name, row in medians.items():
-        base = medians.get(RUNNERS[name].floor, {})
+        base = runs.get(RUNNERS[name].floor, [])
         speed, cpu = row["events_per_second"], row["cpu_us_per_event"]
-        row["speed_ratio"] = speed / base.get("events_per_second", float("nan"))
-        row["cpu_ratio"] = cpu / base.get("cpu_us_per_event", float("nan"))
+        row["speed_ratio"] = median_ratio(runs[name], base, "events_per_second")
+        row["cpu_ratio"] = median_ratio(runs[name], base, "cpu_us_per_event")
         rows.append([name, f"{speed:,.0f}", cpu, row["rss_mb"], row["speed_ratio"], row["cpu_ratio"]])
     print(harness.machine())
     harness.show(["", "events/s", "CPU us/event", "MB over baseline", "speed : floor", "CPU : floor"], rows)

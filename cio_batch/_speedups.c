@@ -599,21 +599,51 @@ people_add(PyObject *self, PyObject *operations)
     return claim;
 }
 
+/* How many fingerprints there are in what add() returned; -1 with an exception where it is something else. */
+static Py_ssize_t
+prints_in(PyObject *claim)
+{
+    if (!PyBytes_Check(claim) || (size_t)PyBytes_Size(claim) % sizeof(uint64_t) != 0) {
+        PyErr_SetString(PyExc_TypeError, "a claim must be what add() returned");
+        return -1;
+    }
+    return PyBytes_Size(claim) / (Py_ssize_t)sizeof(uint64_t);
+}
+
+static uint64_t
+print_in(PyObject *claim, Py_ssize_t number)
+{
+    uint64_t print;
+    memcpy(&print, PyBytes_AsString(claim) + number * (Py_ssize_t)sizeof(print), sizeof(print));
+    return print;
+}
+
+PyDoc_STRVAR(people_meet_doc, "meet($self, claim, /)\n--\n\n"
+                              "Whether one of those whom add() of any set of this seed returned is among them.");
+
+static PyObject *
+people_meet(PyObject *self, PyObject *claim)
+{
+    Py_ssize_t count = prints_in(claim);
+    int found = 0;
+    for (Py_ssize_t i = 0; !found && i < count; i++) {
+        found = is_there((People *)self, print_in(claim, i), NULL);
+    }
+    return count < 0 ? NULL : PyBool_FromLong(found);
+}
+
 PyDoc_STRVAR(people_remove_doc, "remove($self, claim, /)\n--\n\nRemove those whom add() returned.");
 
 static PyObject *
 people_remove(PyObject *self, PyObject *claim)
 {
     People *people = (People *)self;
-    uint64_t print;
-    if (!PyBytes_Check(claim) || (size_t)PyBytes_Size(claim) % sizeof(print) != 0) {
-        PyErr_SetString(PyExc_TypeError, "a claim must be what add() returned");
+    Py_ssize_t count = prints_in(claim);
+    if (count < 0) {
         return NULL;
     }
-    const char *prints = PyBytes_AsString(claim);
-    for (Py_ssize_t at = 0; at < PyBytes_Size(claim); at += (Py_ssize_t)sizeof(print)) {
-        memcpy(&print, prints + at, sizeof(print));
-        remove_print(people, print);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        remove_print(people, print_in(claim, i));
     }
     size_t size = people->mask + 1, wanted = size;
     while (wanted > SMALLEST_SHRUNK_TABLE && people->count < wanted / 8) {
@@ -674,11 +704,10 @@ people_sift(PyObject *self, PyObject *args)
     closed = PySet_Size(closed) > 0 ? closed : NULL;
     for (Py_ssize_t i = 0; i < count; i++) {
         /* To compare a key may call into Python, and to make a list may collect garbage, which may do anything. */
-        PyObject *operation = i < PyList_Size(operations) ? Py_NewRef(PyList_GetItem(operations, i)) : NULL;
+        PyObject *operation = PyList_Size(operations) == count ? Py_NewRef(PyList_GetItem(operations, i)) : NULL;
         if (operation == NULL || !is_operation_type(Py_TYPE(operation))) {
-            PyErr_SetString(PyExc_RuntimeError, "operations were changed meanwhile");
             Py_XDECREF(operation);
-            goto failed;
+            goto changed;
         }
         int found = is_one_of((People *)self, (Operation *)operation, lanes, closed);
         if (found > 0 && waits == NULL) {
@@ -698,10 +727,15 @@ people_sift(PyObject *self, PyObject *args)
             goto failed;
         }
     }
+    if (PyList_Size(operations) != count) {
+        goto changed;
+    }
     if (waits == NULL) {
         Py_RETURN_NONE;
     }
     return Py_BuildValue("NNnn", goes, waits, waiting_due, waiting_bytes);
+changed:
+    PyErr_SetString(PyExc_RuntimeError, "operations were changed meanwhile");
 failed:
     Py_XDECREF(goes);
     Py_XDECREF(waits);
@@ -724,6 +758,7 @@ people_length(PyObject *self)
 static PyMethodDef people_methods[] = {
     {"add", people_add, METH_O, people_add_doc},
     {"remove", people_remove, METH_O, people_remove_doc},
+    {"meet", people_meet, METH_O, people_meet_doc},
     {"has_all", people_has_all, METH_O, people_has_all_doc},
     {"sift", people_sift, METH_VARARGS, people_sift_doc},
     {NULL}};

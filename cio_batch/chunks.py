@@ -27,7 +27,7 @@ from typing import Final, TypeAlias, cast
 import attrs
 
 from cio_batch.operations import FINAL_KINDS, Key, Operation, keys_of, kinds_of, running_bytes
-from cio_batch.people import Claim, all_keys, nobody
+from cio_batch.people import Claim, People, all_keys, nobody
 
 SEPARATOR_BYTES: Final = 1
 # How many operations may be held back while one chunk is formed: 250 ns each, and the loop waits for it.
@@ -87,12 +87,21 @@ class _Run:
         nbytes: The sum of the bodies.
         due: How many of the first are due.
         awake: Whether one of its persons was released since all of them were out.
+        people: Whom its operations are about, and some whom operations were that have gone; ``None`` until it is asked.
     """
 
     operations: list[Operation]
     nbytes: int
     due: int
     awake: bool = False
+    people: People | None = None
+
+    def meets(self, claim: Claim) -> bool:
+        """Whether it is about somebody of a claim; that takes as long as the claim is, however long the run is."""
+        if self.people is None:
+            self.people = nobody()
+            self.people.add(self.operations)
+        return self.people.meet(claim)
 
 
 class Backlog:
@@ -244,15 +253,15 @@ class Backlog:
     def release(self, chunk: Chunk) -> None:
         """The chunk is settled: let the next operations of its persons go."""
         self._out.remove(chunk.claim)
-        self._wake(chunk.operations)
+        self._wake(chunk)
 
-    def _wake(self, operations: list[Operation]) -> None:
-        """Let the next operations go of those whom these are about and who are not out any more."""
+    def _wake(self, chunk: Chunk) -> None:
+        """Let the next operations go of those whom a chunk is about, as far as they are not out any more."""
         for run in self._blocked:
             if not run.awake:
-                run.awake = not self._out.has_all(run.operations)
-        few_lanes = len(self._lanes) * _MANY < len(operations)
-        for key in self._lanes if few_lanes else self._lanes.keys() & all_keys(operations):
+                run.awake = run.meets(chunk.claim)
+        few_lanes = len(self._lanes) * _MANY < len(chunk.operations)
+        for key in self._lanes if few_lanes else self._lanes.keys() & all_keys(chunk.operations):
             self._try_lane(key)
 
     def restore(self, chunk: Chunk, undecided: Iterable[Operation]) -> None:
@@ -274,7 +283,7 @@ class Backlog:
         self._put_back(undecided)
         self._out.remove(chunk.claim)
         claim = self._out.add(kept)
-        self._wake(chunk.operations)
+        self._wake(chunk)
         return Chunk(kept, sum(map(len, kept)), claim)
 
     def _put_back(self, operations: Iterable[Operation]) -> None:
@@ -496,6 +505,8 @@ class Backlog:
         last = self._blocked[-1] if self._blocked else None
         if last is not None and len(last.operations) + len(run.operations) <= self._max_operations:
             last.operations += run.operations
+            if last.people is not None:
+                last.people.add(run.operations)
             last.nbytes += run.nbytes
             last.due += run.due  # what stands behind something that is not due is not due either
             return

@@ -3,9 +3,11 @@
 Rules:
 
 1. Where the extension was built, it holds fingerprints of 64 bits instead of ids: 16 to 32 bytes for a person, and none
-   of the ids is made for it. Two persons who share a fingerprint are taken for one. That is harmless for what it is
-   used for, since one of them then waits for the other, and it is rare: among 100,000 persons once in four billion.
-2. The fingerprints depend on a random seed, so nobody can choose ids that meet.
+   of the ids is made for it. Two persons who share a fingerprint are taken for one: the operations of one of them then
+   wait while the other one is out, at most until the next flush. Among 100,000 persons that happens once in four
+   billion.
+2. The fingerprints depend on a seed that each process draws, so nobody can choose ids that meet. All sets have the same
+   one: what one of them returned can be asked of another.
 
 Must not know: chunks, lanes.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 import itertools
 import operator
 import os
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from cio_batch import speedups
 from cio_batch.operations import Key, Operation, keys_of
@@ -60,6 +62,10 @@ class PeopleInPython:
         """Remove those whom :meth:`add` returned."""
         self._keys.difference_update(claim)
 
+    def meet(self, claim: Claim) -> bool:
+        """Whether one of those whom :meth:`add` of any set returned is among them."""
+        return not self._keys.isdisjoint(claim)
+
     def has_all(self, operations: list[Operation]) -> bool:
         """Whether everybody whom they are about is among them."""
         keys = self._keys
@@ -102,7 +108,9 @@ People = PeopleInPython
 if not TYPE_CHECKING:
     People = speedups.people(PeopleInPython)
 
+_SEED: Final = os.urandom(16)
+
 
 def nobody() -> People:
     """A set of people, to begin with empty."""
-    return People(os.urandom(16))
+    return People(_SEED)

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cio_batch import people
 from cio_batch.chunks import Backlog, Chunk
 from cio_batch.operations import FINAL_KINDS, Key, Operation
+from cio_batch.people import PeopleInPython
 
 ENVELOPE_BYTES = len(b'{"batch":[]}')
 
@@ -48,6 +50,12 @@ def take(from_: Backlog) -> Chunk:
     chunk = from_.take()
     assert chunk is not None
     return chunk
+
+
+def due(waiting: Backlog, *operations: Operation) -> Chunk:
+    add(waiting, *operations)
+    waiting.expire()
+    return take(waiting)
 
 
 def people_in(chunk: Chunk) -> set[Key]:
@@ -641,3 +649,42 @@ def test_skew_costs_nothing_where_bytes_are_the_limit(concurrency: int) -> None:
     keys = ["hot" if n % 2 else str(n) for n in range(3_000)]
     looks = looks_per_operation(keys, concurrency=concurrency, max_operations=2_000, max_bytes=500, size=100)
     assert looks < 40
+
+
+def test_a_small_chunk_that_comes_back_does_not_look_through_all_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one busy person is in a slow call, the calls of others cost no more than ever."""
+    monkeypatch.setattr(people, "People", PeopleInPython)  # the compiled ones do not look where it could be counted
+    waiting = backlog(max_operations=100)
+    slow = due(waiting, operation(CountedKey("busy")))
+    add(waiting, *[operation(CountedKey("busy")) for _ in range(400)])
+    waiting.expire()
+    assert waiting.take() is None
+    assert len(waiting._blocked) == 4
+    looks = 0
+    for n in range(50):
+        chunk = due(waiting, operation(CountedKey(str(n))))
+        CountedKey.looks = 0
+        waiting.release(chunk)
+        looks += CountedKey.looks
+    assert looks < 1_000  # 400 of them once, to know whom the four runs are about
+    waiting.release(slow)
+    assert len(take(waiting).operations) == 100
+
+
+def test_who_joins_a_run_that_waits_wakes_it_too() -> None:
+    """Whom a run is about is found out at the first release; what is added to it later counts all the same."""
+    waiting = backlog()
+    ada, ben, other = (due(waiting, operation(person)) for person in ("ada", "ben", "cem"))
+    for person in ("ada", "ben"):
+        add(waiting, operation(person), operation(person))
+        waiting.expire()
+        assert waiting.take() is None
+        if person == "ada":
+            waiting.release(other)
+    [run] = waiting._blocked
+    assert len(run.operations) == 4
+    waiting.release(ben)
+    assert people_in(take(waiting)) == {"ben"}
+    assert waiting.take() is None
+    waiting.release(ada)
+    assert people_in(take(waiting)) == {"ada"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 from collections import OrderedDict
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cio_batch import operations as ops
+from cio_batch import people as people_module
 from cio_batch import speedups
 from cio_batch.operations import Key, Operation
 from cio_batch.people import PeopleInPython, all_keys, nobody
@@ -71,6 +73,7 @@ def test_it_is_a_set_of_those_whom_operations_are_about(kind: Any, history: list
                 expected -= keys
         else:
             assert people.has_all(argument) == (all_keys(argument) <= expected)
+            assert people.meet(kind(seed).add(argument)) == (not all_keys(argument).isdisjoint(expected))
             alone = [each for each in argument if not isinstance(each.key, tuple)]
             waits = [each for each in alone if each.key in expected]
             goes = [each for each in alone if each.key not in expected]
@@ -153,10 +156,20 @@ def test_keys_of_several_are_taken_apart() -> None:
 
 
 @built
-def test_each_set_has_a_seed_of_its_own() -> None:
-    """What meets in one set does not meet in another one."""
-    people = [event(f"user-{n}") for n in range(8)]
-    assert nobody().add(people) != nobody().add(people)
+def test_ids_that_meet_in_one_process_do_not_meet_in_another() -> None:
+    """The fingerprints depend on the seed; within a process all sets have the same one."""
+    crowd = [event(f"user-{n}") for n in range(8)]
+    people = nobody()
+    people.add(crowd)
+    assert people.meet(nobody().add(crowd[7:]))
+    assert not people.meet(KINDS[-1](SEED).add(crowd))
+    done = subprocess.run(
+        [sys.executable, "-c", "from cio_batch import people; print(people._SEED.hex())"],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    assert done.stdout.strip() != people_module._SEED.hex()
 
 
 @built
@@ -191,8 +204,9 @@ def test_what_cannot_be_asked_is_an_error_not_a_crash() -> None:
     with pytest.raises(UnicodeEncodeError):
         "\ud800" in people  # noqa: B015
     for nonsense in (None, b"1234567", [1]):
-        with pytest.raises(TypeError, match="must be what add"):
-            people.remove(nonsense)
+        for call in (people.remove, people.meet):
+            with pytest.raises(TypeError, match="must be what add"):
+                call(nonsense)
     for containers in (({}, []), ([], set()), (None, None)):
         with pytest.raises(TypeError):
             people.sift([event("ada")], 0, *containers)
@@ -202,20 +216,24 @@ def test_what_cannot_be_asked_is_an_error_not_a_crash() -> None:
 
 
 @built
-def test_a_list_that_changes_while_it_is_read_is_an_error_not_a_crash() -> None:
+@pytest.mark.parametrize("change", ["clear", "grow"])
+def test_a_list_that_changes_while_it_is_read_is_an_error_not_a_crash(change: str) -> None:
     """To compare an id may run anything."""
 
     class Id(str):
         __slots__ = ()
 
         def __eq__(self, other: object) -> bool:
-            crowd.clear()
+            if change == "clear":
+                crowd.clear()
+            else:
+                crowd.append(crowd[0])
             return False
 
         __hash__ = str.__hash__
 
     lanes: OrderedDict[Key, Any] = OrderedDict({Id("ada"): []})
-    crowd = [event("ada"), event("ben")]
+    crowd = [event("ben"), event("ada")]  # the last one is compared when no other one is left
     with pytest.raises(RuntimeError, match="operations were changed meanwhile"):
         KINDS[-1](SEED).sift(crowd, 0, lanes, set())
 
