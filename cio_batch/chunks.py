@@ -540,7 +540,10 @@ class Backlog:
         Where some are left, the chunk is full.
         """
         held: list[Operation] = []
-        sifted = self._out.sift(run.operations, run.due, self._lanes, chunk.closed)
+        lanes: dict[Key, _Lane] = self._lanes
+        if len(lanes) * _MANY < len(run.operations) and all(map(self._out.__contains__, lanes)):
+            lanes = {}  # who has a lane is out, so no id need be made to look for lanes
+        sifted = self._out.sift(run.operations, run.due, lanes, chunk.closed)
         if sifted is not None:
             self._unblock()  # those who come before these
             run.operations, held, due, nbytes = sifted
