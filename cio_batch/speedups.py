@@ -2,7 +2,7 @@
 
 Rules:
 
-1. Nothing but speed and memory depends on it: an event costs a third less CPU with it, and less memory besides its
+1. Nothing but speed and memory depends on it: an event costs half the CPU with it, and less memory besides its
    bytes.
 2. ``CIO_BATCH_NO_EXTENSIONS=1`` in the environment does without it, for example to tell whether a fault is in it.
 
