@@ -42,8 +42,8 @@ _SHORT: Final = 64
 _BULK: Final = 8  # a lane of so many is taken from in bulk
 _RUN: Final = 64  # at a time, because the next ones may be too large to fit
 _FEW: Final = 4  # operations of a person among those held back, from which on they are held back in bulk
-_MANY: Final = 4  # operations in a chunk for each lane there is, from which on it is cheaper to look at every lane
-_MAX_BLOCKED: Final = 4  # each is looked at whenever one of its persons is released
+_MANY: Final = 4  # operations for each lane there is, from which on it is cheaper to look at every lane
+_MAX_BLOCKED: Final = 4  # each is asked whenever a chunk comes back
 
 
 @attrs.frozen(eq=False)
@@ -87,7 +87,7 @@ class _Run:
         nbytes: The sum of the bodies.
         due: How many of the first are due.
         awake: Whether one of its persons was released since all of them were out.
-        people: Whom its operations are about, and some whom operations were that have gone; ``None`` until it is asked.
+        people: Whom its operations are about, those that have gone included; ``None`` until that is asked.
     """
 
     operations: list[Operation]

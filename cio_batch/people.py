@@ -9,7 +9,7 @@ Rules:
 2. The fingerprints depend on a seed that each process draws, so nobody can choose ids that meet. All sets have the same
    one: what one of them returned can be asked of another.
 
-Must not know: chunks, lanes.
+Must not know: chunks, sizes, the wire.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class PeopleInPython:
         Args:
             operations: In order.
             due: How many of the first are due.
-            lanes: Whose operations must wait, too.
+            lanes: Who must wait, too, by key.
             closed: Likewise.
 
         Returns:
